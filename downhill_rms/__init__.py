@@ -1,0 +1,118 @@
+"""Minimise symbolic PyTensor losses by minibatch RMSProp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from downhill_rms.dataset import Dataset, as_dataset
+from downhill_rms.graph import Update
+from downhill_rms.hyperparameters import Hyperparameters
+from downhill_rms.monitors import Values
+from downhill_rms.presets import preset
+from downhill_rms.stopping import StopReason
+from downhill_rms.trainer import Trainer
+
+__version__ = "0.1.0"
+
+RMSProp = Trainer  # the name that downhill gives the same class
+
+__all__ = [
+    "Dataset",
+    "Hyperparameters",
+    "RMSProp",
+    "StopReason",
+    "Trainer",
+    "__version__",
+    "build",
+    "minimize",
+    "preset",
+]
+
+
+def build(algo: str, loss: Any, *args: Any, **kwargs: Any) -> Trainer:
+    """Make a trainer by the name of its algorithm, as ``downhill.build`` did.
+
+    Parameters
+    ----------
+    algo : str
+        ``"rmsprop"``, the one that there is.
+    loss : Variable
+        The loss.
+    *args, **kwargs
+        As for `Trainer`.
+
+    Returns
+    -------
+    Trainer
+
+    Raises
+    ------
+    ValueError
+        For another algorithm.
+    """
+    if algo.lower() != "rmsprop":
+        raise ValueError(
+            f"The one algorithm here is 'rmsprop': received {algo!r}. Use it, or a library that "
+            "has the other; presets give RMSProp as other libraries define it."
+        )
+    return Trainer(loss, *args, **kwargs)
+
+
+def minimize(
+    loss: Any,
+    train: Any = None,
+    valid: Any = None,
+    params: Sequence[Any] | None = None,
+    inputs: Sequence[Any] | None = None,
+    algo: str = "rmsprop",
+    updates: Iterable[Update] | Mapping[Any, Any] = (),
+    monitors: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+    monitor_gradients: bool = False,
+    batch_size: int | None = None,
+    train_batches: int | None = None,
+    valid_batches: int | None = None,
+    *,
+    mode: Any = None,
+    **options: Any,
+) -> tuple[Values, Values]:
+    """Minimise a loss with one call.
+
+    Parameters
+    ----------
+    loss : Variable
+        A real floating-point scalar.
+    train, valid : Dataset or whatever it accepts
+        The data.
+    params, inputs, updates, monitors, monitor_gradients, mode
+        As for `Trainer`.
+    algo : str
+        ``"rmsprop"``, as in `build`.
+    batch_size : int, optional
+        Samples in a minibatch, for data that are not a `Dataset` yet (32).
+    train_batches, valid_batches : int, optional
+        Minibatches in an epoch and in a validation, for data that are not a `Dataset` yet.
+    **options
+        Limits, patience and hyperparameters, as for `Trainer.iterate`.
+
+    Returns
+    -------
+    train, valid : dict of str to float
+        Monitors of the last epoch and of the last validation. The parameters themselves are
+        left in their shared variables, at the values of the best validation.
+
+    Examples
+    --------
+    >>> import numpy as np, pytensor, pytensor.tensor as pt
+    >>> x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    >>> loss = ((x - w) ** 2).mean()
+    >>> train, valid = minimize(loss, [np.ones(64)], learning_rate=0.01, mode="FAST_COMPILE")
+    >>> abs(float(w.get_value()) - 1) < 0.05
+    True
+    """
+    trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, mode=mode)
+    train = as_dataset(train, "train", batch_size, train_batches)
+    if valid is not None:
+        own = isinstance(valid, Dataset)
+        valid = as_dataset(valid, "valid", None if own else batch_size, valid_batches)
+    return trainer.minimize(train, valid, **options)

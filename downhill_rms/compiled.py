@@ -1,0 +1,71 @@
+"""A PyTensor function that compiles itself when it is first called, and says so."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytensor
+
+from downhill_rms.graph import Update
+
+log = logging.getLogger(__name__)
+
+
+class CompiledFunction:
+    """Expressions of minibatches, compiled at first use.
+
+    Parameters
+    ----------
+    name : str
+        What the log calls it.
+    inputs : sequence of Variable
+        What a minibatch feeds.
+    outputs : sequence of Variable
+        What a call returns.
+    updates : sequence of (SharedVariable, Variable)
+        All that a call assigns; default updates of shared variables are not added to it.
+    mode : str or Mode, optional
+        How PyTensor compiles; its own default if None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        updates: Sequence[Update],
+        mode: Any = None,
+    ) -> None:
+        self.name, self.inputs, self.outputs = name, inputs, outputs
+        self.updates, self.mode = updates, mode
+        self.function: Any = None
+
+    def __call__(self, *batch: Any) -> list[Any]:
+        """Call it with one array for each input, each of exactly the input's type."""
+        if self.function is None:
+            return self._compile_and_call(batch)
+        result: list[Any] = self.function(*batch)
+        return result
+
+    def _compile_and_call(self, batch: Sequence[Any]) -> list[Any]:
+        # Numba and JAX compile inside the first call, so that it belongs to the measured time.
+        log.info("compiling the %s (once; PyTensor caches the result on disk)", self.name)
+        started = time.perf_counter()
+        function = pytensor.function(
+            list(self.inputs),
+            list(self.outputs),
+            updates=list(self.updates),
+            mode=self.mode,
+            name=self.name.replace(" ", "_"),
+            no_default_updates=True,
+            on_unused_input="ignore",
+            # Minibatches are checked once, where data are bound to inputs.
+            trust_input=True,
+        )
+        result: list[Any] = function(*batch)
+        self.function = function
+        log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)
+        return result

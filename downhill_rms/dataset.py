@@ -1,0 +1,347 @@
+"""Data sets: from anything that a user has to minibatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, Literal
+
+import numpy as np
+
+from downhill_rms.sources import (
+    ArraySource,
+    Batch,
+    BatchSource,
+    InputSpec,
+    Selection,
+    as_column,
+)
+
+CALLABLE_EPOCH = 100  # minibatches in an epoch of a callable without a length, as in downhill
+
+Shuffle = Literal["samples", "batches"] | None
+
+
+class Sampler:
+    """The order in which samples are visited.
+
+    Parameters
+    ----------
+    n_samples : int
+        Samples in the data set.
+    batch_size : int
+        Samples in a minibatch; 0 or less for all of them. The last of a pass may be shorter.
+    n_batches : int or None
+        Minibatches in an epoch; by default one pass. Epochs that are shorter or longer than a
+        pass go on where the last one ended.
+    shuffle : {"samples", "batches", None}
+        What is permuted before every pass.
+    rng : Generator
+        Where permutations come from.
+    """
+
+    def __init__(
+        self,
+        n_samples: int,
+        batch_size: int,
+        n_batches: int | None,
+        shuffle: Shuffle,
+        rng: np.random.Generator,
+    ) -> None:
+        self.n_samples = n_samples
+        self.batch_size = n_samples if batch_size <= 0 else min(batch_size, n_samples)
+        self.pass_size = -(-n_samples // self.batch_size)
+        self.n_batches = n_batches or self.pass_size
+        # One minibatch of everything has no order to shuffle, and is given as it is.
+        self.shuffle = shuffle if self.pass_size > 1 else None
+        self.rng = rng
+        self.permutation: np.ndarray | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new epoch and a new pass."""
+        self.cursor = 0  # minibatches visited in this pass
+        self.position = 0  # minibatches visited in this epoch
+
+    def epoch(self) -> Iterator[Selection]:
+        """The rest of the current epoch; a whole one unless the last was left in the middle."""
+        while True:
+            if self.cursor == 0 and self.shuffle:
+                count = self.n_samples if self.shuffle == "samples" else self.pass_size
+                self.permutation = self.rng.permutation(count)
+            selection = self._select(self.cursor)
+            self.cursor = (self.cursor + 1) % self.pass_size
+            self.position = (self.position + 1) % self.n_batches
+            yield selection
+            if self.position == 0:
+                return
+
+    def in_order(self) -> Iterator[slice]:
+        """An epoch in the data's own order, which leaves no trace."""
+        for index in range(self.n_batches):
+            yield self._slice(index % self.pass_size)
+
+    def _select(self, index: int) -> Selection:
+        if self.shuffle is None or self.permutation is None:
+            return self._slice(index)
+        if self.shuffle == "batches":
+            return self._slice(int(self.permutation[index]))
+        return self.permutation[self._slice(index)]
+
+    def _slice(self, index: int) -> slice:
+        start = index * self.batch_size
+        return slice(start, min(start + self.batch_size, self.n_samples))
+
+
+class Dataset:
+    """Minibatches from anything that a user has.
+
+    Parameters
+    ----------
+    inputs : object
+        One of:
+
+        - an array, or a list, tuple or dict of arrays with the same samples: numpy arrays and
+          memory maps, h5py and zarr data sets, scipy sparse matrices, pandas and polars frames
+          and series, PyTensor shared variables;
+        - a callable that returns a batch;
+        - an iterable of batches that can be iterated again: a list of batches, a torch
+          DataLoader;
+        - None, for a loss without inputs.
+
+        A batch is one array, a list or tuple of one for each input, or a dict by input name.
+    name : str, optional
+        What errors and logs call it.
+    batch_size : int
+        Samples in a minibatch (32); 0 or less for all. The last minibatch of a pass is shorter
+        where the division leaves a rest. Callables and iterables make their own batches.
+    iteration_size : int, optional
+        Minibatches in an epoch. By default one pass; for a callable its ``len()``, or 100.
+    axis : int
+        The axis that counts samples, in arrays and in ready batches.
+    rng : int or Generator, optional
+        Seed of the shuffling.
+    shuffle : {"samples", "batches", None}
+        Permute the samples before every pass, the order of fixed minibatches (as ``downhill``
+        did; faster for data on disk), or nothing. Callables and iterables are not shuffled, nor
+        is a minibatch that holds every sample.
+
+    Raises
+    ------
+    TypeError
+        If ``inputs`` is none of the above.
+    ValueError
+        If there are no samples, or arrays of different lengths.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> data = Dataset([np.zeros((100, 3)), np.zeros(100)], batch_size=32, rng=0)
+    >>> [len(x) for x, y in data]
+    [32, 32, 32, 4]
+    """
+
+    def __init__(
+        self,
+        inputs: Any,
+        name: str | None = None,
+        batch_size: int = 32,
+        iteration_size: int | None = None,
+        axis: int = 0,
+        rng: int | np.random.Generator | None = None,
+        shuffle: Shuffle = "samples",
+    ) -> None:
+        if shuffle not in ("samples", "batches", None):
+            raise ValueError(
+                f"shuffle is 'samples', 'batches' or None: received {shuffle!r}. Give one."
+            )
+        _check_int("batch_size", batch_size)
+        _check_int("axis", axis, low=0)
+        if iteration_size is not None:
+            _check_int("iteration_size", iteration_size, low=1)
+        self.name = name or "dataset"
+        self.axis = axis
+        self.source = open_source(inputs, axis)
+        self.sampler: Sampler | None = None
+        if isinstance(self.source, ArraySource):
+            rng = np.random.default_rng(rng)
+            self.sampler = Sampler(self.source.n_samples, batch_size, iteration_size, shuffle, rng)
+            self.iteration_size: int | None = self.sampler.n_batches
+        else:
+            self.iteration_size = iteration_size or _own_length(inputs)
+            if self.iteration_size == 0:
+                raise ValueError(
+                    f"A data set holds at least one batch: {self.name} has length 0. Check how "
+                    "it was made."
+                )
+
+    def __len__(self) -> int:
+        """Minibatches in an epoch."""
+        if self.iteration_size is None:
+            raise TypeError(
+                f"{self.name} has no length: its batches come from an iterable without one. "
+                "Give iteration_size=."
+            )
+        return self.iteration_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        """One epoch from its start, as lists of arrays of their own dtypes."""
+        if self.sampler is None:
+            yield from (batch for batch, _ in self.bind(None).epoch())
+            return
+        self.sampler.restart()
+        try:
+            yield from (batch for batch, _ in self.bind(None).epoch())
+        finally:
+            self.sampler.restart()
+
+    def bind(self, specs: Sequence[InputSpec] | None) -> BoundDataset:
+        """Check and cast the data, once, for these inputs.
+
+        Parameters
+        ----------
+        specs : sequence of InputSpec or None
+            The inputs; None for the data as they are.
+
+        Returns
+        -------
+        BoundDataset
+            It shares this data set's order: an epoch of either moves both on.
+        """
+        return BoundDataset(self, self.source if specs is None else self.source.bind(specs))
+
+
+def as_dataset(
+    data: Any, name: str, batch_size: int | None = None, iteration_size: int | None = None
+) -> Dataset:
+    """Make a `Dataset` of whatever it accepts; one that is ready keeps its own sizes.
+
+    Raises
+    ------
+    ValueError
+        If a size is given with a `Dataset` that is ready.
+    """
+    if not isinstance(data, Dataset):
+        size = 32 if batch_size is None else batch_size
+        return Dataset(data, name, size, iteration_size)
+    if batch_size is not None or iteration_size is not None:
+        raise ValueError(
+            f"A Dataset has its own sizes: received a batch size of {batch_size} and an epoch of "
+            f"{iteration_size} batches with {data.name}. Give them to Dataset(...) instead."
+        )
+    return data
+
+
+class BoundDataset:
+    """A data set whose minibatches a compiled function takes as they come."""
+
+    def __init__(self, dataset: Dataset, source: ArraySource | BatchSource) -> None:
+        self.name, self.axis = dataset.name, dataset.axis
+        self.source, self.sampler = source, dataset.sampler
+        self.iteration_size = dataset.iteration_size
+
+    def epoch(self) -> Iterator[tuple[Batch, int]]:
+        """Minibatches of an epoch in training order, each with its number of samples."""
+        if isinstance(self.source, ArraySource) and self.sampler is not None:
+            return self._take(self.source, self.sampler.epoch())
+        return self._ready_batches()
+
+    def in_order(self) -> Iterator[tuple[Batch, int]]:
+        """The same in the data's own order; the training order stays where it was."""
+        if isinstance(self.source, ArraySource) and self.sampler is not None:
+            return self._take(self.source, self.sampler.in_order())
+        return self._ready_batches()
+
+    def _take(
+        self, source: ArraySource, selections: Iterable[Selection]
+    ) -> Iterator[tuple[Batch, int]]:
+        for selection in selections:
+            if isinstance(selection, slice):
+                samples = selection.stop - selection.start
+            else:
+                samples = len(selection)
+            yield source.take(selection), samples
+
+    def _ready_batches(self) -> Iterator[tuple[Batch, int]]:
+        assert isinstance(self.source, BatchSource)
+        delivered = 0
+        while self.iteration_size is None or delivered < self.iteration_size:
+            left = None if self.iteration_size is None else self.iteration_size - delivered
+            before = delivered
+            for batch in islice(self.source.batches(), left):
+                delivered += 1
+                yield batch, self._count_samples(batch)
+            if delivered == before:
+                raise ValueError(
+                    f"A data set holds at least one batch: {self.name} gave none. If it is an "
+                    "iterator that is used up, give a list or a callable."
+                )
+            if self.iteration_size is None:
+                return
+
+    def _count_samples(self, batch: Batch) -> int:
+        if not batch or batch[0].ndim <= self.axis:
+            return 1
+        samples = int(batch[0].shape[self.axis])
+        if samples == 0:
+            raise ValueError(
+                f"A batch holds at least one sample: {self.name} gave one of shape "
+                f"{batch[0].shape}. Leave empty batches out."
+            )
+        return samples
+
+
+def open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
+    """Tell arrays, callables and iterables of batches apart."""
+    if inputs is None:
+        return BatchSource(lambda: iter([[]]))
+    if hasattr(inputs, "shape"):
+        return ArraySource([as_column(inputs, axis)], None)
+    if isinstance(inputs, Mapping) and inputs:
+        return ArraySource([as_column(v, axis) for v in inputs.values()], list(inputs))
+    if isinstance(inputs, list | tuple) and inputs and not all(map(_is_batch, inputs)):
+        return ArraySource([as_column(value, axis) for value in inputs], None)
+    if callable(inputs):
+        return BatchSource(lambda: _call_forever(inputs))
+    if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes):
+        raise TypeError(
+            "A data set is made from arrays, a callable that returns a batch, or an iterable of "
+            f"batches: received {type(inputs).__name__}. Give one of these."
+        )
+    if isinstance(inputs, Iterator):
+        raise TypeError(
+            "An iterable of batches is iterated once an epoch: received an iterator "
+            f"({type(inputs).__name__}), which is used up after one. Give a list or a callable."
+        )
+    if isinstance(inputs, list | tuple | Mapping) and not inputs:
+        raise ValueError("A data set holds at least one array or batch: received none. Give one.")
+    return BatchSource(lambda: iter(inputs))
+
+
+def _is_batch(item: Any) -> bool:
+    """Whether an element of a list is a batch of arrays rather than an array."""
+    if not isinstance(item, list | tuple | Mapping):
+        return False
+    values = item.values() if isinstance(item, Mapping) else item
+    return len(item) == 0 or any(hasattr(value, "shape") for value in values)
+
+
+def _call_forever(function: Callable[[], Any]) -> Iterator[Any]:
+    while True:
+        yield function()
+
+
+def _own_length(inputs: Any) -> int | None:
+    if inputs is None:
+        return 1
+    try:
+        return len(inputs)
+    except TypeError:
+        return CALLABLE_EPOCH if callable(inputs) else None
+
+
+def _check_int(name: str, value: Any, low: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is an integer: received {value!r}. Give an int.")
+    if low is not None and value < low:
+        raise ValueError(f"{name} is at least {low}: received {value}. Give a larger one.")

@@ -1,0 +1,368 @@
+"""Read a loss graph: its inputs, parameters and random generators.
+
+Everything that can be known about a loss without compiling it is found here, and what cannot
+be trained is refused here, with the name of the guilty variable.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Constant, Variable
+from pytensor.graph.replace import clone_replace
+from pytensor.graph.traversal import walk
+from pytensor.scan.op import Scan
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.random.op import RNGConsumerOp
+from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.type import TensorType
+from pytensor.tensor.type import tensor as tensor_variable
+
+Update = tuple[Any, Any]  # (shared variable, the expression of its next value)
+
+
+@dataclass(frozen=True)
+class LossGraph:
+    """A loss that can be trained.
+
+    Attributes
+    ----------
+    loss : Variable
+        The scalar to minimise.
+    inputs : tuple of Variable
+        What a minibatch feeds, in the order of the caller's list or of first use.
+    params : tuple of SharedVariable
+        What training adjusts, in the order of the caller's list or of first use.
+    param_names : tuple of str
+        One unique name for each parameter.
+    updates : tuple of (SharedVariable, Variable)
+        What else one training step assigns: the caller's ``updates``, default updates, and the
+        next state of every random generator.
+    """
+
+    loss: Any
+    inputs: tuple[Any, ...]
+    params: tuple[Any, ...]
+    param_names: tuple[str, ...]
+    updates: tuple[Update, ...]
+
+    @property
+    def generator_updates(self) -> tuple[Update, ...]:
+        """The part of ``updates`` that advances random generators."""
+        return tuple((v, new) for v, new in self.updates if isinstance(v.type, RandomType))
+
+
+def read_graph(
+    loss: Any,
+    params: Sequence[Any] | None = None,
+    inputs: Sequence[Any] | None = None,
+    updates: Iterable[Update] | Mapping[Any, Any] = (),
+    monitored: Sequence[Any] = (),
+) -> LossGraph:
+    """Find what a loss is made of, and refuse what cannot be trained.
+
+    Parameters
+    ----------
+    loss : Variable
+        A real floating-point scalar.
+    params : sequence of SharedVariable, optional
+        The parameters; by default every floating-point shared variable that the loss uses and
+        that nothing else assigns.
+    inputs : sequence of Variable, optional
+        The inputs; by default every free variable of the loss and of ``monitored``.
+    updates : mapping or iterable of pairs
+        Further assignments of a training step.
+    monitored : sequence of Variable
+        Further expressions that are computed from the same inputs.
+
+    Returns
+    -------
+    LossGraph
+
+    Raises
+    ------
+    TypeError
+        If the loss, a parameter or an input is of a kind that cannot serve as one.
+    ValueError
+        If a parameter or an input is missing, doubled or not connected.
+
+    Warns
+    -----
+    UserWarning
+        For an unused input, two parameters of one name, one generator behind several draws, and
+        a column minus a row where a column minus a column was likely meant.
+    """
+    check_loss(loss)
+    pairs = _read_updates(updates)
+    used = variables_in_order([loss, *monitored, *(expression for _, expression in pairs)])
+    pairs += _default_updates(used, pairs)
+    pairs += _generator_updates(used, pairs)
+    assigned = {variable for variable, _ in pairs}
+    in_loss = variables_in_order([loss])
+    if params is None:
+        params = [v for v in in_loss if _is_parameter(v) and v not in assigned]
+    else:
+        params = list(params)
+        _check_params(params, in_loss, assigned)
+    if not params:
+        raise ValueError(
+            "A loss needs at least one parameter, a floating-point shared variable: "
+            f"{describe(loss)} uses none. Make the values to be trained with pytensor.shared."
+        )
+    inputs = _find_inputs(used) if inputs is None else _check_inputs(list(inputs), used)
+    warn_of_outer_broadcast(loss, {p: p.get_value(borrow=True).shape for p in params})
+    return LossGraph(loss, tuple(inputs), tuple(params), unique_names(params), tuple(pairs))
+
+
+def variables_in_order(outputs: Sequence[Any]) -> list[Any]:
+    """All variables behind ``outputs``, in the order in which a reader meets them."""
+
+    def arguments(variable: Any) -> Any:
+        return reversed(variable.owner.inputs) if variable.owner is not None else None
+
+    return list(walk(list(reversed(outputs)), arguments, bfs=False))
+
+
+def describe(variable: Any) -> str:
+    """Name a variable and its type for an error message."""
+    name = getattr(variable, "name", None)
+    kind = getattr(variable, "type", type(variable).__name__)
+    return f"{name!r} ({kind})" if name else f"an unnamed variable ({kind})"
+
+
+def unique_names(params: Sequence[Any]) -> tuple[str, ...]:
+    """Give every parameter a name of its own, for its state and its monitors."""
+    names: list[str] = []
+    for index, param in enumerate(params):
+        name = param.name or f"param{index}"
+        if name in names:
+            renamed = f"{name}_{index}"
+            warnings.warn(
+                f"Parameters should have different names: two are called {name!r}, and the "
+                f"second is called {renamed!r} in monitors and state. Rename one of them.",
+                stacklevel=4,
+            )
+            name = renamed
+        names.append(name)
+    return tuple(names)
+
+
+def check_loss(loss: Any) -> None:
+    """Refuse a loss that is not a real floating-point scalar."""
+    if not isinstance(loss, Variable) or not isinstance(loss.type, TensorType):
+        raise TypeError(
+            f"A loss is a symbolic PyTensor scalar: received {loss!r}. "
+            "Build it from shared variables and pytensor.tensor operations."
+        )
+    if loss.type.ndim != 0:
+        raise TypeError(
+            f"A loss is a scalar: received {describe(loss)} of {loss.type.ndim} dimensions. "
+            "Reduce it, for example with .mean()."
+        )
+    if not loss.type.dtype.startswith("float"):
+        raise TypeError(
+            f"A loss is real floating point: received {describe(loss)} of dtype "
+            f"{loss.type.dtype}. Cast it or compute it from floating-point variables."
+        )
+
+
+def _is_parameter(variable: Any) -> bool:
+    return (
+        isinstance(variable, SharedVariable)
+        and isinstance(variable.type, TensorType)
+        and variable.type.dtype.startswith("float")
+    )
+
+
+def _check_params(params: list[Any], in_loss: list[Any], assigned: set[Any]) -> None:
+    for index, param in enumerate(params):
+        if not isinstance(param, SharedVariable):
+            raise TypeError(
+                f"A parameter is a shared variable: received {describe(param)}. "
+                "Make it with pytensor.shared(value, name=...)."
+            )
+        if isinstance(param.type, RandomType):
+            raise TypeError(
+                f"A parameter is a floating-point tensor: {describe(param)} is a random "
+                "generator. Leave it out; generators advance by themselves."
+            )
+        if not _is_parameter(param):
+            raise TypeError(
+                f"A parameter is a floating-point tensor: received {describe(param)}. "
+                "Leave it out of params, or make it from a floating-point array."
+            )
+        if param in params[:index]:
+            raise ValueError(
+                f"A parameter is given once: {describe(param)} is listed twice. Remove one."
+            )
+        if param not in in_loss:
+            raise ValueError(
+                f"A parameter is part of the loss: {describe(param)} is not connected to it. "
+                "Leave it out of params, or use it in the loss."
+            )
+        if param in assigned:
+            raise ValueError(
+                f"A parameter is assigned by training alone: {describe(param)} is also assigned "
+                "by an update. Leave it out of params or out of updates."
+            )
+
+
+def _find_inputs(used: list[Any]) -> list[Any]:
+    return [v for v in used if v.owner is None and not isinstance(v, Constant | SharedVariable)]
+
+
+def _check_inputs(inputs: list[Any], used: list[Any]) -> list[Any]:
+    for index, variable in enumerate(inputs):
+        if not isinstance(variable, Variable) or variable.owner is not None:
+            raise TypeError(
+                f"An input is a free symbolic variable: received {describe(variable)}. "
+                "List the variables that the data replace, such as pt.matrix('x')."
+            )
+        if isinstance(variable, Constant | SharedVariable):
+            raise TypeError(
+                f"An input is a free symbolic variable: {describe(variable)} has a value "
+                "already. Leave it out of inputs."
+            )
+        if variable in inputs[:index]:
+            raise ValueError(
+                f"An input is given once: {describe(variable)} is listed twice. Remove one."
+            )
+        if variable not in used:
+            warnings.warn(
+                f"Inputs should be used: {describe(variable)} is listed, but neither the loss nor "
+                "a monitor uses it. Data are still expected for it; leave it out if not meant.",
+                stacklevel=4,
+            )
+    missing = [v for v in _find_inputs(used) if v not in inputs]
+    if missing:
+        raise ValueError(
+            "Every free variable of the loss and its monitors is an input: "
+            f"{', '.join(map(describe, missing))} is missing from inputs. Add it to the list."
+        )
+    return inputs
+
+
+def _read_updates(updates: Iterable[Update] | Mapping[Any, Any]) -> list[Update]:
+    pairs = list(updates.items() if isinstance(updates, Mapping) else updates)
+    for variable, _ in pairs:
+        if not isinstance(variable, SharedVariable):
+            raise TypeError(
+                f"An update assigns a shared variable: received {describe(variable)}. "
+                "Give pairs (shared variable, expression)."
+            )
+    return [(variable, variable.type.filter_variable(new)) for variable, new in pairs]
+
+
+def _default_updates(used: list[Any], pairs: list[Update]) -> list[Update]:
+    assigned = {variable for variable, _ in pairs}
+    return [
+        (v, v.default_update)
+        for v in used
+        if isinstance(v, SharedVariable) and v.default_update is not None and v not in assigned
+    ]
+
+
+def _generator_updates(used: list[Any], pairs: list[Update]) -> list[Update]:
+    """Advance every generator behind the graph that nothing advances yet."""
+    assigned = {variable for variable, _ in pairs}
+    nodes = list(dict.fromkeys(v.owner for v in used if v.owner is not None))
+    generators = [
+        v
+        for v in used
+        if isinstance(v, SharedVariable) and isinstance(v.type, RandomType) and v not in assigned
+    ]
+    advanced = ((generator, _last_state(generator, nodes)) for generator in generators)
+    return [(generator, last) for generator, last in advanced if last is not generator]
+
+
+def _last_state(generator: Any, nodes: list[Any]) -> Any:
+    """Follow a generator through every draw from it to the state that it is left in."""
+    state = generator
+    while draws := [node for node in nodes if state in node.inputs]:
+        if len(draws) > 1:
+            warnings.warn(
+                f"A generator should feed one draw: {describe(generator)} feeds {len(draws)} "
+                "from one state, which gives them the same random numbers. Use a generator for "
+                "each, or draw the second from the state that the first returns.",
+                stacklevel=5,
+            )
+        state = _next_state(draws[0], state)
+    return state
+
+
+def _next_state(node: Any, state: Any) -> Any:
+    if isinstance(node.op, RNGConsumerOp):
+        return node.op.update(node)[state]
+    if isinstance(node.op, Scan):
+        outputs = node.op.get_oinp_iinp_iout_oout_mappings()["outer_out_from_outer_inp"]
+        index = outputs.get(node.inputs.index(state), -1)
+        if index >= 0:
+            return node.outputs[index]
+    raise ValueError(
+        f"A generator must advance at every step: {node.op} uses {describe(state)} and does not "
+        "return its next state. Give the next state in updates=."
+    )
+
+
+def warn_of_outer_broadcast(loss: Any, shapes: Mapping[Any, tuple[int | None, ...]]) -> bool:
+    """Warn where a column meets a vector elementwise inside the loss.
+
+    ``(N, 1) - (N,)`` broadcasts to ``(N, N)``: the classic silent mistake of a regression.
+
+    Parameters
+    ----------
+    loss : Variable
+        The loss.
+    shapes : mapping of Variable to tuple of int or None
+        What is known of the shapes of parameters and inputs.
+
+    Returns
+    -------
+    bool
+        Whether there was something to warn of.
+    """
+    known = {
+        v: tensor_variable(v.name, dtype=v.type.dtype, shape=shape)
+        for v, shape in shapes.items()
+        if isinstance(v.type, TensorType)
+    }
+    try:
+        shaped = clone_replace(loss, known, rebuild_strict=False)
+    except (TypeError, ValueError, AssertionError, NotImplementedError):
+        return False  # an operation that cannot be rebuilt with known shapes: nothing to tell
+    for variable in variables_in_order([shaped]):
+        node = variable.owner
+        if node is None or not isinstance(node.op, Elemwise) or variable.type.ndim != 2:
+            continue
+        columns = [v for v in node.inputs if _is_column(v)]
+        rows = [v for v in node.inputs if _is_implicit_row(v)]
+        if columns and rows:
+            warnings.warn(
+                "Arrays that are combined elementwise should have one shape: inside the loss, "
+                f"{node.op.scalar_op} meets a column {describe(columns[0])} and a vector "
+                f"{describe(rows[0].owner.inputs[0])}, which broadcast to a square matrix. "
+                "If that is not meant, make both columns or both vectors, for example with [:, 0].",
+                stacklevel=4,
+            )
+            return True
+    return False
+
+
+def _is_column(variable: Any) -> bool:
+    if variable.type.shape[1] != 1 or variable.type.shape[0] == 1:
+        return False
+    explicit = variable.owner is not None and isinstance(variable.owner.op, DimShuffle)
+    return not explicit
+
+
+def _is_implicit_row(variable: Any) -> bool:
+    return (
+        variable.owner is not None
+        and isinstance(variable.owner.op, DimShuffle)
+        and tuple(variable.owner.op.new_order) == ("x", 0)
+        and variable.type.shape[1] != 1
+    )

@@ -1,0 +1,231 @@
+"""The hyperparameters of RMSProp: names, defaults, ranges, and what each change costs."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+from pytensor.compile.sharedvalue import SharedVariable
+
+from downhill_rms.gradients import CLIPS
+from downhill_rms.graph import describe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """The numbers and choices of RMSProp.
+
+    Numbers live in the graph as shared scalars: changing one never compiles anything. Choices
+    (the booleans, ``regularize``, which clip, momentum or none, weight decay or none, the kind of
+    ``learning_rate``) shape the graph. An instance can be unpacked: ``iterate(train, **h)``.
+
+    Parameters
+    ----------
+    learning_rate : float, callable or SharedVariable
+        Step size, at least 0. A callable is given the symbolic update count t (an int64 scalar,
+        1 at the first update) and returns a scalar expression: a schedule. A shared scalar is
+        used as it is.
+    rms_halflife : float, optional
+        Updates after which a gradient's weight in the moving averages has halved, above 0; the
+        decay is ``exp(-ln 2 / rms_halflife)``. 14 unless ``decay`` is given.
+    decay : float, optional
+        The decay gamma of the moving averages itself, in [0, 1), instead of ``rms_halflife``.
+    rms_regularizer : float
+        The epsilon that keeps the denominator from 0, above 0.
+    momentum : float
+        Decay mu of the velocity, in [0, 1); 0 for none.
+    nesterov : bool
+        Apply momentum in Nesterov's form. Without momentum it changes nothing.
+    centered : bool
+        Divide by the gradient's standard deviation (Graves) instead of its root mean square.
+    regularize : {"variance", "rms"}
+        Add ``rms_regularizer`` inside the square root, or to the root.
+    initial_accumulator : float
+        Start of the mean square or variance, at least 0.
+    bias_correction : bool
+        Weight the averages as though they had no start, as Adam does.
+    weight_decay : float
+        Coefficient of L2 regularisation, at least 0.
+    decoupled_weight_decay : bool
+        Shrink parameters directly by ``learning_rate * weight_decay`` instead of adding
+        ``weight_decay * parameter`` to the clipped gradient.
+    max_gradient_elem, max_gradient_norm, max_global_norm : float
+        Clip each gradient element, each parameter's gradient norm, or the norm over all
+        parameters together. 0 for no clip; at most one may be given.
+
+    Raises
+    ------
+    TypeError
+        For an unknown name or a value of the wrong type.
+    ValueError
+        For a value out of range, or two that exclude each other.
+    """
+
+    learning_rate: float | Callable[[Any], Any] | Any = 1e-4
+    rms_halflife: float | None = None
+    decay: float | None = None
+    rms_regularizer: float = 1e-8
+    momentum: float = 0.0
+    nesterov: bool = False
+    centered: bool = True
+    regularize: Literal["variance", "rms"] = "variance"
+    initial_accumulator: float = 0.0
+    bias_correction: bool = False
+    weight_decay: float = 0.0
+    decoupled_weight_decay: bool = False
+    max_gradient_elem: float = 0.0
+    max_gradient_norm: float = 0.0
+    max_global_norm: float = 0.0
+
+    def __new__(cls, **keywords: Any) -> Hyperparameters:
+        """Refuse unknown names before the generated ``__init__`` does so with less help."""
+        refuse_unknown(keywords, cls.names())
+        return super().__new__(cls)
+
+    def __post_init__(self) -> None:
+        if self.rms_halflife is not None and self.decay is not None:
+            raise ValueError(
+                "The decay is given once: received both rms_halflife="
+                f"{self.rms_halflife} and decay={self.decay}. Leave one out."
+            )
+        if self.rms_halflife is None and self.decay is None:
+            object.__setattr__(self, "rms_halflife", 14.0)
+        self._check_numbers()
+        self._check_choices()
+
+    def _check_numbers(self) -> None:
+        if not (callable(self.learning_rate) or isinstance(self.learning_rate, SharedVariable)):
+            self._check_range("learning_rate", 0, math.inf)
+        elif isinstance(self.learning_rate, SharedVariable) and self.learning_rate.type.ndim != 0:
+            raise ValueError(
+                f"learning_rate is a scalar: received {describe(self.learning_rate)}. "
+                "Make the shared variable from one number."
+            )
+        if self.rms_halflife is not None:
+            self._check_range("rms_halflife", 0, math.inf, open_low=True)
+        if self.decay is not None:
+            self._check_range("decay", 0, 1)
+        self._check_range("rms_regularizer", 0, math.inf, open_low=True)
+        self._check_range("momentum", 0, 1)
+        for name in ("initial_accumulator", "weight_decay", *CLIPS):
+            self._check_range(name, 0, math.inf)
+
+    def _check_range(self, name: str, low: float, high: float, open_low: bool = False) -> None:
+        value = getattr(self, name)
+        try:
+            number = math.nan if isinstance(value, bool | str) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if math.isnan(number) and not isinstance(value, float | np.floating):
+            raise TypeError(f"{name} is a number: received {value!r}. Give a float.")
+        inside = (low < number if open_low else low <= number) and number < high
+        if not inside:
+            bracket = "(" if open_low else "["
+            raise ValueError(
+                f"{name} lies in {bracket}{low}, {high}): received {value!r}. "
+                "Give a value in this range."
+            )
+        object.__setattr__(self, name, number)
+
+    def _check_choices(self) -> None:
+        for name in ("nesterov", "centered", "bias_correction", "decoupled_weight_decay"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise TypeError(
+                    f"{name} is True or False: received {getattr(self, name)!r}. Give a bool."
+                )
+        if self.regularize not in ("variance", "rms"):
+            raise ValueError(
+                f"regularize is 'variance' or 'rms': received {self.regularize!r}. Give one."
+            )
+        if self.bias_correction and self.initial_accumulator:
+            raise ValueError(
+                "bias_correction wipes out the accumulator's start: received initial_accumulator="
+                f"{self.initial_accumulator} with bias_correction=True. Leave one out."
+            )
+        clips = [f"{name}={getattr(self, name)}" for name in CLIPS if getattr(self, name)]
+        if len(clips) > 1:
+            raise ValueError(
+                f"One gradient clip is in force at most: received {' and '.join(clips)}. "
+                "Leave one out, or set it to 0."
+            )
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Names of all hyperparameters."""
+        return [field.name for field in fields(cls)]
+
+    def keys(self) -> Iterator[str]:
+        """Names of all hyperparameters; with ``h[name]`` this lets ``**h`` unpack them."""
+        return iter(self.names())
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def replace(self, **changes: Any) -> Hyperparameters:
+        """Copy with some values changed; giving one of decay and halflife drops the other."""
+        values: dict[str, Any] = dict(self)
+        if changes.get("decay") is not None:
+            values["rms_halflife"] = None
+        if changes.get("rms_halflife") is not None:
+            values["decay"] = None
+        return Hyperparameters(**values | changes)
+
+    @property
+    def log_decay(self) -> float:
+        """Ln gamma; minus infinity for a decay of 0."""
+        if self.rms_halflife is not None:
+            return -math.log(2) / self.rms_halflife
+        return math.log(self.decay) if self.decay else -math.inf
+
+    @property
+    def clip(self) -> str | None:
+        """Name of the clip in force, if any."""
+        return next((name for name in CLIPS if self[name]), None)
+
+    @property
+    def has_schedule(self) -> bool:
+        """Whether ``learning_rate`` is a function of the update count."""
+        return callable(self.learning_rate) and not isinstance(self.learning_rate, SharedVariable)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The values of the shared scalars: what can change without compiling."""
+        values = {
+            "ewma_weight": -math.expm1(self.log_decay),
+            "log_decay": self.log_decay,
+            "rms_regularizer": self.rms_regularizer,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+            "max_gradient": self[self.clip] if self.clip else 0.0,
+        }
+        if isinstance(self.learning_rate, float):
+            values["learning_rate"] = self.learning_rate
+        return values
+
+    @property
+    def structure(self) -> tuple[Any, ...]:
+        """What shapes the graph: two equal structures share one compiled function."""
+        return (
+            self.centered,
+            self.momentum > 0,
+            self.nesterov and self.momentum > 0,
+            self.regularize,
+            self.bias_correction,
+            self.weight_decay > 0,
+            self.decoupled_weight_decay and self.weight_decay > 0,
+            self.clip,
+            None if isinstance(self.learning_rate, float) else self.learning_rate,
+        )
+
+
+def refuse_unknown(keywords: Iterable[str], known: Sequence[str]) -> None:
+    """Raise a TypeError that names the nearest known keyword for the first unknown one."""
+    for keyword in keywords:
+        if keyword not in known:
+            nearest = difflib.get_close_matches(keyword, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
+            raise TypeError(f"Unknown keyword {keyword!r}. {hint}")

@@ -1,0 +1,100 @@
+"""Monitors: named scalar expressions, and their means over a pass through the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Values = dict[str, float]  # monitor name -> mean over a pass, "loss" first
+
+
+def named_expressions(
+    monitors: Mapping[str, Any] | Iterable[tuple[str, Any]],
+) -> dict[str, Any]:
+    """Bring monitors into one form and check them.
+
+    Parameters
+    ----------
+    monitors : mapping or iterable of (str, Variable)
+        Names and scalar expressions.
+
+    Returns
+    -------
+    dict of str to Variable
+        In the order given.
+
+    Raises
+    ------
+    TypeError
+        If something is not a pair of a name and a scalar expression.
+    ValueError
+        If a name occurs twice or is ``"loss"``, which every pass reports first.
+    """
+    pairs = list(monitors.items() if isinstance(monitors, Mapping) else monitors)
+    named: dict[str, Any] = {}
+    for pair in pairs:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise TypeError(
+                f"Monitors are a dict or pairs of a name and an expression: received {pair!r}. "
+                "Write {'error': expression}."
+            )
+        name, expression = pair
+        if name == "loss" or name in named:
+            raise ValueError(
+                f"Monitors have different names, none of them 'loss': received {name!r} again. "
+                "Rename it."
+            )
+        ndim = getattr(getattr(expression, "type", None), "ndim", None)
+        if ndim != 0:
+            raise TypeError(
+                f"A monitor is a symbolic scalar: {name!r} is {expression!r} of {ndim} "
+                "dimensions. Reduce it, for example with .mean()."
+            )
+        named[name] = expression
+    return named
+
+
+class PassMean:
+    """Means over a pass, each minibatch weighted by its number of samples.
+
+    Values are kept as they come and converted together, so that an accelerator is not waited for
+    after every minibatch.
+
+    Parameters
+    ----------
+    names : sequence of str
+        The monitors, in the order of each minibatch's values.
+    """
+
+    BLOCK = 1024  # minibatches that are kept before they are summed
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self.sums = np.zeros(len(names))
+        self.samples = 0.0
+        self._values: list[Sequence[Any]] = []
+        self._weights: list[int] = []
+
+    def add(self, values: Sequence[Any], samples: int) -> None:
+        """Take one minibatch's values, means over ``samples`` samples."""
+        self._values.append(values)
+        self._weights.append(samples)
+        if len(self._values) >= self.BLOCK:
+            self._sum()
+
+    def _sum(self) -> None:
+        if self._values:
+            weights = np.array(self._weights, dtype=float)
+            values = np.array([[float(v) for v in row] for row in self._values])
+            self.sums += weights @ values
+            self.samples += weights.sum()
+            self._values.clear()
+            self._weights.clear()
+
+    def result(self) -> Values:
+        """The means so far."""
+        self._sum()
+        means = self.sums / max(self.samples, 1.0)
+        return dict(zip(self.names, means.tolist(), strict=True))

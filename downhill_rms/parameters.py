@@ -1,0 +1,72 @@
+"""The values of a loss's parameters, read and written together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from downhill_rms.hyperparameters import refuse_unknown
+
+Arrays = dict[str, np.ndarray]  # parameter name -> value
+
+
+class Parameters:
+    """Named shared variables.
+
+    Parameters
+    ----------
+    variables : sequence of SharedVariable
+        The parameters.
+    names : sequence of str
+        Their names, all different.
+    """
+
+    def __init__(self, variables: Sequence[Any], names: Sequence[str]) -> None:
+        self.variables = dict(zip(names, variables, strict=True))
+        # Another layout would make Numba compile once for it and once for the updates' results.
+        self.put_back(self.copy())
+
+    def copy(self) -> Arrays:
+        """Copies of all values, C-contiguous."""
+        return {
+            name: np.array(variable.get_value(borrow=True), order="C")
+            for name, variable in self.variables.items()
+        }
+
+    def put_back(self, values: Arrays) -> None:
+        """Set values that `copy` returned."""
+        for name, value in values.items():
+            self.variables[name].set_value(value.copy(), borrow=True)
+
+    def set(self, targets: Sequence[Any] | Mapping[str, Any]) -> None:
+        """Set values that a user gives: one for each parameter, or some by name.
+
+        Raises
+        ------
+        TypeError
+            For an unknown name.
+        ValueError
+            If the number, a shape or a dtype does not match. Nothing is set then.
+        """
+        if not isinstance(targets, Mapping):
+            if len(targets) != len(self.variables):
+                raise ValueError(
+                    f"There is one value for each parameter: received {len(targets)} for "
+                    f"{len(self.variables)} ({', '.join(self.variables)}). Give as many, or a "
+                    "dict by name."
+                )
+            targets = dict(zip(self.variables, targets, strict=True))
+        refuse_unknown(targets, list(self.variables))
+        self.put_back({name: self._checked(name, value) for name, value in targets.items()})
+
+    def _checked(self, name: str, value: Any) -> np.ndarray:
+        current = self.variables[name].get_value(borrow=True)
+        array = np.array(value, order="C")
+        if array.shape != current.shape or not np.can_cast(array.dtype, current.dtype, "same_kind"):
+            raise ValueError(
+                f"A parameter keeps its shape and kind: received {array.shape} {array.dtype} for "
+                f"{name!r} of {current.shape} {current.dtype}. Reshape or convert it."
+            )
+        return array.astype(current.dtype, copy=False)

@@ -1,0 +1,329 @@
+"""Where samples come from: arrays in memory, on disk or sparse, callables, iterables.
+
+Whatever a source is, what leaves it is one kind of minibatch: a list of arrays, C-contiguous,
+writable and of exactly the inputs' dtypes, since every other layout makes Numba compile again.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+Selection = slice | np.ndarray  # consecutive samples, or the indices of any
+Batch = list[Any]  # one array for each input
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What an input accepts.
+
+    Attributes
+    ----------
+    name : str or None
+        Its name, by which a dict can feed it.
+    dtype : str
+        Its dtype.
+    ndim : int
+        Its number of dimensions.
+    sparse : {None, "csr", "csc"}
+        The format of a sparse input; None for a dense one.
+    """
+
+    name: str | None
+    dtype: str
+    ndim: int
+    sparse: str | None = None
+
+    def __str__(self) -> str:
+        name = repr(self.name) if self.name else "an unnamed input"
+        return f"{name} ({self.ndim}-dimensional {self.dtype})"
+
+
+def conform(value: Any, spec: InputSpec | None) -> Any:
+    """Bring one array into the form that an input accepts, without a copy where it has it.
+
+    Parameters
+    ----------
+    value : array_like or scipy.sparse array
+        The data.
+    spec : InputSpec or None
+        The input; None leaves dtype and dimensions as they are.
+
+    Returns
+    -------
+    ndarray or scipy.sparse array
+        C-contiguous, aligned and writable, of the input's dtype.
+
+    Raises
+    ------
+    ValueError
+        If the number of dimensions is wrong or integers do not fit.
+    TypeError
+        If the dtype cannot be cast safely.
+    """
+    if scipy.sparse.issparse(value):
+        if spec is None:
+            return value
+        _check_type(value, spec)
+        if spec.sparse is not None:
+            return value.asformat(spec.sparse).astype(spec.dtype, copy=False)
+        value = value.toarray()
+    elif spec is not None and spec.sparse is not None:
+        return conform(getattr(scipy.sparse, f"{spec.sparse}_array")(np.asarray(value)), spec)
+    array = np.asarray(value)
+    if spec is not None:
+        _check_type(array, spec)
+        array = array.astype(spec.dtype, order="C", copy=False)
+    return np.require(array, requirements=["C", "A", "W"])
+
+
+def _check_type(array: Any, spec: InputSpec) -> None:
+    if array.ndim != spec.ndim:
+        raise ValueError(
+            f"An array has its input's number of dimensions: received shape {array.shape} for "
+            f"{spec}. Reshape the data or change the input."
+        )
+    if array.dtype == spec.dtype:
+        return
+    if not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
+        raise TypeError(
+            f"An array is cast to its input's dtype where nothing is lost in kind: received "
+            f"{array.dtype} for {spec}. Convert the data with .astype, or change the input."
+        )
+    target = np.dtype(spec.dtype)
+    if target.kind in "iu" and array.dtype.itemsize >= target.itemsize and array.size:
+        low, high = np.iinfo(target).min, np.iinfo(target).max
+        if array.min() < low or array.max() > high:
+            raise ValueError(
+                f"Integers fit their input's dtype: received values from {array.min()} to "
+                f"{array.max()} for {spec}. Use an input with a wider dtype."
+            )
+
+
+def by_input(batch: Any, specs: Sequence[InputSpec] | None) -> list[Any]:
+    """Put a batch, however it is given, in the order of the inputs.
+
+    Parameters
+    ----------
+    batch : array_like, sequence of array_like or mapping
+        One array for the only input, one for each input, or one under each input's name.
+    specs : sequence of InputSpec or None
+        The inputs; None keeps the given order.
+
+    Returns
+    -------
+    list
+        One value for each input.
+    """
+    if isinstance(batch, Mapping):
+        return list(batch.values()) if specs is None else _by_name(batch, specs)
+    values = list(batch) if isinstance(batch, tuple | list) else [batch]
+    if specs is not None and len(values) != len(specs):
+        raise ValueError(
+            f"A batch holds one array for each input: received {len(values)} for {len(specs)} "
+            f"inputs ({', '.join(map(str, specs)) or 'the loss has none'}). Give as many; a list "
+            "of batches has every batch in a list or tuple of its own."
+        )
+    return values
+
+
+def _by_name(batch: Mapping[str, Any], specs: Sequence[InputSpec]) -> list[Any]:
+    names = [spec.name for spec in specs]
+    if None in names:
+        raise ValueError(
+            "Data given by name need inputs with names: one of the inputs has none "
+            f"({', '.join(map(str, specs))}). Name it, as in pt.matrix('x')."
+        )
+    doubled = sorted({str(name) for name in names if names.count(name) > 1})
+    if doubled:
+        warnings.warn(
+            f"Inputs that are fed by name should have different names: {', '.join(doubled)} is "
+            "the name of several, which all receive the same data. Rename them or feed a list.",
+            stacklevel=4,
+        )
+    if set(batch) != set(names):
+        raise ValueError(
+            f"Data given by name hold one array for each input: received {sorted(batch)} for "
+            f"inputs {names}. Use the inputs' names."
+        )
+    return [batch[name] for name in names if name is not None]
+
+
+class ArrayColumn:
+    """One array of a data set, in memory or memory-mapped."""
+
+    def __init__(self, array: np.ndarray, axis: int, spec: InputSpec | None = None) -> None:
+        self.array, self.axis, self.spec = array, axis, spec
+        self.shape = array.shape
+        # Memory-mapped data are cast a minibatch at a time; the rest is cast here, once.
+        self.exact = spec is not None and not _is_memory_mapped(array)
+        if self.exact:
+            self.array = conform(array, spec)
+
+    def bind(self, spec: InputSpec) -> ArrayColumn:
+        """The same data, checked and cast for an input."""
+        return ArrayColumn(self.array, self.axis, spec)
+
+    def take(self, selection: Selection) -> Any:
+        """The samples of one minibatch."""
+        if not isinstance(selection, slice):
+            batch = np.take(self.array, selection, axis=self.axis)
+        else:
+            batch = self.array[(slice(None),) * self.axis + (selection,)]
+            if self.axis:
+                batch = batch.copy(order="C")
+        return batch if self.exact else conform(batch, self.spec)
+
+
+class SlicedColumn:
+    """One array of a data set that can only be sliced, such as an h5py or zarr data set."""
+
+    def __init__(self, array: Any, axis: int, spec: InputSpec | None = None) -> None:
+        self.array, self.axis, self.spec = array, axis, spec
+        self.shape = tuple(array.shape)
+
+    def bind(self, spec: InputSpec) -> SlicedColumn:
+        """The same data, checked and cast for an input."""
+        column = SlicedColumn(self.array, self.axis, spec)
+        column.take(slice(0, 1))  # a wrong dtype or dimension shows before training
+        return column
+
+    def take(self, selection: Selection) -> Any:
+        """The samples of one minibatch."""
+        if isinstance(selection, slice):
+            return conform(self._read(selection), self.spec)
+        order = np.argsort(selection)
+        wanted = selection[order]
+        runs = np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1)
+        blocks = [self._read(slice(int(run[0]), int(run[-1]) + 1)) for run in runs]
+        joined = np.concatenate(blocks, axis=self.axis)
+        return conform(np.take(joined, np.argsort(order), axis=self.axis), self.spec)
+
+    def _read(self, selection: slice) -> np.ndarray:
+        return np.asarray(self.array[(slice(None),) * self.axis + (selection,)])
+
+
+class SparseColumn:
+    """One scipy sparse matrix of a data set, its samples in rows or in columns."""
+
+    def __init__(self, matrix: Any, axis: int, spec: InputSpec | None = None) -> None:
+        self.axis, self.spec = axis, spec
+        self.matrix = matrix.tocsc() if axis else matrix.tocsr()
+        self.shape = matrix.shape
+
+    def bind(self, spec: InputSpec) -> SparseColumn:
+        """The same data, checked and cast for an input."""
+        _check_type(self.matrix, spec)
+        return SparseColumn(self.matrix.astype(spec.dtype, copy=False), self.axis, spec)
+
+    def take(self, selection: Selection) -> Any:
+        """The samples of one minibatch."""
+        batch = self.matrix[:, selection] if self.axis else self.matrix[selection]
+        return conform(batch, self.spec)
+
+
+Column = ArrayColumn | SlicedColumn | SparseColumn
+
+
+def as_column(value: Any, axis: int) -> Column:
+    """Open anything that holds an array."""
+    if hasattr(value, "get_value"):  # a PyTensor shared variable
+        value = value.get_value(borrow=True)
+    elif hasattr(value, "to_numpy"):  # pandas, polars, xarray
+        value = value.to_numpy()
+    if scipy.sparse.issparse(value):
+        return SparseColumn(value, axis)
+    sliced_only = hasattr(value, "shape") and not hasattr(value, "__array_interface__")
+    if sliced_only and not hasattr(value, "__dlpack__"):
+        return SlicedColumn(value, axis)
+    return ArrayColumn(np.asarray(value), axis)
+
+
+def _is_memory_mapped(array: Any) -> bool:
+    while array is not None:
+        if isinstance(array, np.memmap):
+            return True
+        array = getattr(array, "base", None)
+    return False
+
+
+class ArraySource:
+    """Arrays that hold the same samples along one axis.
+
+    Parameters
+    ----------
+    columns : list of Column
+        The arrays.
+    names : list of str or None
+        Their names, where they were given in a dict.
+    """
+
+    def __init__(self, columns: list[Column], names: list[str] | None) -> None:
+        self.columns, self.names = columns, names
+        axis = columns[0].axis
+        labels = names or [f"array {i}" for i in range(len(columns))]
+        shapes = ", ".join(f"{n}: {c.shape}" for n, c in zip(labels, columns, strict=True))
+        if any(len(column.shape) <= axis for column in columns):
+            raise ValueError(
+                f"Every array has samples along axis {axis}: received shapes {shapes}. "
+                "Give arrays with that axis, or change axis=."
+            )
+        lengths = {column.shape[axis] for column in columns}
+        if len(lengths) > 1:
+            raise ValueError(
+                f"All arrays have the same number of samples along axis {axis}: received shapes "
+                f"{shapes}. Cut them to one length, or change axis=."
+            )
+        self.n_samples: int = lengths.pop()
+        if self.n_samples == 0:
+            raise ValueError(
+                f"A data set holds at least one sample: received shapes {shapes}. "
+                "Check how the data were selected."
+            )
+
+    def bind(self, specs: Sequence[InputSpec]) -> ArraySource:
+        """The same arrays in the order, and cast to the dtypes, of the inputs."""
+        given: Any = self.columns
+        if self.names is not None:
+            given = dict(zip(self.names, self.columns, strict=True))
+        columns = by_input(given, specs)
+        return ArraySource([c.bind(s) for c, s in zip(columns, specs, strict=True)], None)
+
+    def take(self, selection: Selection) -> Batch:
+        """The samples of one minibatch."""
+        return [column.take(selection) for column in self.columns]
+
+
+class BatchSource:
+    """Ready minibatches, from a callable or from an iterable that can be iterated again.
+
+    Parameters
+    ----------
+    open_pass : callable
+        Returns an iterator over the batches of a pass, endless for a callable source.
+    specs : sequence of InputSpec or None
+        The inputs; None leaves the batches as they are.
+    """
+
+    def __init__(
+        self,
+        open_pass: Callable[[], Iterator[Any]],
+        specs: Sequence[InputSpec] | None = None,
+    ) -> None:
+        self.open_pass, self.specs = open_pass, specs
+
+    def bind(self, specs: Sequence[InputSpec]) -> BatchSource:
+        """The same batches in the order, and cast to the dtypes, of the inputs."""
+        return BatchSource(self.open_pass, specs)
+
+    def batches(self) -> Iterator[Batch]:
+        """One pass."""
+        for batch in self.open_pass():
+            values = by_input(batch, self.specs)
+            specs: Sequence[InputSpec | None] = self.specs or [None] * len(values)
+            yield [conform(v, s) for v, s in zip(values, specs, strict=True)]

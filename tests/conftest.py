@@ -1,0 +1,23 @@
+"""Tests compile nothing unless they test a backend.
+
+Numba needs 20 to 60 s for a new graph on an empty cache. The Mode below runs PyTensor's own
+Python implementation of each operation: it starts in milliseconds and rewrites nothing.
+"""
+
+import pytensor
+import pytest
+from pytensor.compile.mode import Mode
+from pytensor.link.vm import VMLinker
+
+
+@pytest.fixture(autouse=True)
+def fast_compile():
+    """Whatever is compiled without naming a mode is compiled fast, and without g++."""
+    with pytensor.config.change_flags(cxx="", mode="FAST_COMPILE"):
+        yield
+
+
+@pytest.fixture
+def mode():
+    """A mode that compiles nothing at all."""
+    return Mode(VMLinker(use_cloop=False, c_thunks=False), None)
