@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,35 +9,26 @@ import numpy as np
 import scipy.sparse
 
 
-def refuse_infinite_loss(loss: float, arrays: Mapping[str, Any], where: str) -> None:
-    """Raise if a loss is NaN or infinite before anything has been learnt.
+def explain_infinite(arrays: Mapping[str, Any]) -> str:
+    """Say why an expression may be NaN or infinite, and what to do.
 
     Parameters
     ----------
-    loss : float
-        The loss.
     arrays : mapping of str to array
-        What it was computed from, by description.
-    where : str
-        What it was computed on.
+        What it is computed from, by description.
 
-    Raises
-    ------
-    ValueError
-        With the arrays that are not finite.
+    Returns
+    -------
+    str
+        A sentence without its full stop.
     """
-    if math.isfinite(loss):
-        return
     guilty = [describe_infinite(name, array) for name, array in arrays.items()]
-    found = ", ".join(filter(None, guilty))
-    if found:
-        advice = f"{found}: clean the data or change the initial values"
-    else:
-        advice = (
-            "Inputs and parameters are finite: look for a logarithm or division of 0, or an "
-            "overflow, in the loss"
-        )
-    raise ValueError(f"A loss is finite before training starts: it is {loss} on {where}. {advice}.")
+    if found := ", ".join(filter(None, guilty)):
+        return f"{found}: clean the data or change the initial values"
+    return (
+        "Inputs and parameters are finite: look for a logarithm or division of 0, or an "
+        "overflow, in the loss"
+    )
 
 
 def describe_infinite(name: str, array: Any) -> str:

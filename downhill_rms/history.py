@@ -39,11 +39,10 @@ class Record:
     best: bool = False
 
     def __str__(self) -> str:
-        text = (
-            f"epoch {self.epoch:4d}  updates {self.updates:7d}  train {format_values(self.train)}"
-        )
+        text = f"epoch {self.epoch:4d}  update {self.updates:6d}  train {format_values(self.train)}"
         if self.validated:
-            text += f"  valid {format_values(self.valid)}{'  *' if self.best else ''}"
+            mark = "best " if self.best else "     "
+            text += f"\n{mark:>27}valid {format_values(self.valid)}"
         return text
 
 

@@ -17,6 +17,8 @@ from downhill_rms.gradients import CLIPS, add_weight_decay
 from downhill_rms.graph import Update, describe
 from downhill_rms.hyperparameters import Hyperparameters
 
+KINDS = ("mean", "variance", "mean_square", "velocity")  # of accumulators
+
 
 class State:
     """What RMSProp remembers between updates: shared variables, by name.

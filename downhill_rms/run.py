@@ -11,6 +11,12 @@ from downhill_rms.monitors import Values
 from downhill_rms.parameters import Arrays
 from downhill_rms.stopping import Patience, StopReason
 
+# The keywords of ``iterate`` that are no hyperparameters.
+OPTIONS = (
+    *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
+    *("min_improvement", "restore_best", "batch_size"),
+)
+
 
 @dataclass(frozen=True)
 class Best:

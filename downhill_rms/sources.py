@@ -39,6 +39,17 @@ class InputSpec:
     ndim: int
     sparse: str | None = None
 
+    @classmethod
+    def of(cls, variable: Any) -> InputSpec:
+        """What a symbolic variable accepts."""
+        kind = variable.type
+        if not hasattr(kind, "ndim") or not hasattr(kind, "dtype"):
+            raise TypeError(
+                f"An input is a dense or sparse tensor: {variable!r} is of type {kind}. Make it "
+                "with pytensor.tensor or pytensor.sparse."
+            )
+        return cls(variable.name, kind.dtype, kind.ndim, getattr(kind, "format", None))
+
     def __str__(self) -> str:
         name = repr(self.name) if self.name else "an unnamed input"
         return f"{name} ({self.ndim}-dimensional {self.dtype})"

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from downhill_rms import gradients
-from downhill_rms.compiled import CompiledFunction
+from downhill_rms import statedict
 from downhill_rms.dataset import BoundDataset, Dataset, as_dataset
-from downhill_rms.divergence import refuse_infinite_loss
-from downhill_rms.graph import Update, read_graph, warn_of_outer_broadcast
+from downhill_rms.graph import Update, read_graph
 from downhill_rms.history import History, Record, format_values
-from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
+from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.monitors import PassMean, Values, named_expressions
-from downhill_rms.parameters import Parameters
-from downhill_rms.rmsprop import State, rmsprop_updates
 from downhill_rms.run import Best, Run
-from downhill_rms.sources import Batch, InputSpec, by_input, conform
+from downhill_rms.sources import by_input, conform
+from downhill_rms.steps import Steps
 from downhill_rms.stopping import Patience, StopReason
 
 log = logging.getLogger(__name__)
-
-RUN_OPTIONS = (
-    "train", "valid", "max_updates", "max_epochs", "validate_every", "patience",
-    "min_improvement", "restore_best", "batch_size",
-)  # fmt: skip
 
 
 class Trainer:
@@ -96,31 +85,33 @@ class Trainer:
     ) -> None:
         named = named_expressions(monitors)
         self.graph = read_graph(loss, params, inputs, updates, list(named.values()))
-        self.gradients = gradients.differentiate(loss, self.graph.params)
-        if monitor_gradients:
-            norms = zip(self.graph.param_names, self.gradients, strict=True)
-            named = named_expressions(
-                [*named.items(), *((f"grad({name})", gradients.norm([g])) for name, g in norms)]
-            )
-        self.parameters = Parameters(self.graph.params, self.graph.param_names)
-        self.state = State(self.graph.params, self.graph.param_names)
-        self.hyperparameters = Hyperparameters()
-        self.update_count = 0
+        self.steps = Steps(self.graph, named, monitor_gradients, mode)
+        self.parameters = self.steps.parameters
+        self.state = self.steps.state
         self.epoch_count = 0
         self.history = History()
         self.best: Best | None = None
         self.stop_reason: StopReason | None = None
-        self.mode = mode
-        self._specs = [_input_spec(variable) for variable in self.graph.inputs]
-        self._names = ["loss", *named]
-        self._outputs = [loss, *named.values()]
-        self._evaluation = CompiledFunction(
-            "evaluation", self.graph.inputs, self._outputs, self.graph.generator_updates, mode
-        )
-        self._update_functions: dict[Any, CompiledFunction] = {}
-        self._shapes_seen = False
 
-    # Hyperparameters and updates
+    @property
+    def update_count(self) -> int:
+        """Updates made so far."""
+        return self.steps.update_count
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """The hyperparameters in force."""
+        return self.steps.hyperparameters
+
+    def set_hyperparameters(self, **hyperparameters: Any) -> None:
+        """Change some hyperparameters, also in the middle of ``iterate``.
+
+        Parameters
+        ----------
+        **hyperparameters
+            As for `Hyperparameters`; those not named stay as they were.
+        """
+        self.steps.use(hyperparameters)
 
     def get_updates(self, batch_size: int | None = None, **hyperparameters: Any) -> list[Update]:
         """Build the updates of one training step, for a function of your own.
@@ -138,36 +129,7 @@ class Trainer:
             Next values of the parameters, of new accumulators that start afresh and are shared
             with nothing else, of random generators, and the trainer's ``updates``.
         """
-        state = State(self.graph.params, self.graph.param_names)
-        new = self._changed(hyperparameters)
-        return [*self._rule(new, state), *self.graph.updates]
-
-    def _changed(self, keywords: Mapping[str, Any]) -> Hyperparameters:
-        refuse_unknown(keywords, [*Hyperparameters.names(), *RUN_OPTIONS])
-        return self.hyperparameters.replace(**keywords)
-
-    def _rule(self, hyperparameters: Hyperparameters, state: State) -> list[Update]:
-        return rmsprop_updates(self.graph.params, self.gradients, hyperparameters, state)
-
-    def _use(self, keywords: Mapping[str, Any]) -> None:
-        """Put hyperparameters in force, numbers at once and structure at the next update."""
-        new = self._changed(keywords)
-        self.state.assign(new)
-        self.hyperparameters = new
-
-    def _update_function(self) -> CompiledFunction:
-        """The function of one training step for the hyperparameters in force."""
-        structure = self.hyperparameters.structure
-        if structure not in self._update_functions:
-            updates = [*self._rule(self.hyperparameters, self.state), *self.graph.updates]
-            self._update_functions[structure] = CompiledFunction(
-                "RMSProp update", self.graph.inputs, self._outputs, updates, self.mode
-            )
-        # Only functions that need the count advance it.
-        self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
-        return self._update_functions[structure]
-
-    # One minibatch, one pass
+        return self.steps.new_updates(self.steps.changed(hyperparameters))
 
     def step(self, batch: Any = (), **hyperparameters: Any) -> Values:
         """Make one update.
@@ -184,35 +146,12 @@ class Trainer:
         dict of str to float
             Loss and monitors on this batch before the update.
         """
-        if hyperparameters or not self.state.numbers:
-            self._use(hyperparameters)
-        values = by_input(batch, self._specs)
-        arrays = [conform(v, spec) for v, spec in zip(values, self._specs, strict=True)]
-        outputs = self._update(self._update_function(), arrays)
-        return dict(zip(self._names, map(float, outputs), strict=True))
-
-    def _update(self, function: CompiledFunction, batch: Batch) -> list[Any]:
-        if self.update_count == 0:
-            outputs = self._first_update(function, batch)
-        else:
-            outputs = function(*batch)
-        self.update_count += 1
-        return outputs
-
-    def _first_update(self, function: CompiledFunction, batch: Batch) -> list[Any]:
-        """Update, and take it back with an error if the loss was not finite to begin with."""
-        self._look_at_shapes(batch)
-        values = self.parameters.copy()
-        outputs = function(*batch)
-        if not math.isfinite(loss := float(outputs[0])):
-            self.parameters.put_back(values)
-            self.state.reset()
-            refuse_infinite_loss(loss, self._sources_of(batch), "the first training batch")
-        return outputs
-
-    def _sources_of(self, batch: Batch) -> dict[str, Any]:
-        arrays = {f"input {s}": array for s, array in zip(self._specs, batch, strict=True)}
-        return arrays | {f"parameter {n!r}": v for n, v in self.parameters.copy().items()}
+        if hyperparameters:
+            self.steps.use(hyperparameters)
+        specs = self.steps.specs
+        arrays = [conform(v, s) for v, s in zip(by_input(batch, specs), specs, strict=True)]
+        outputs = self.steps.update(arrays)
+        return dict(zip(self.steps.names, map(float, outputs), strict=True))
 
     def evaluate(self, dataset: Any) -> Values:
         """Means of the loss and the monitors over a data set, with the parameters as they are.
@@ -227,29 +166,16 @@ class Trainer:
         dict of str to float
             The mean of each over all samples, ``"loss"`` first.
         """
-        return self._evaluate(as_dataset(dataset, "evaluation").bind(self._specs))
+        return self._evaluate(as_dataset(dataset, "evaluation").bind(self.steps.specs))
 
-    def _evaluate(self, data: BoundDataset, first_must_be_finite: bool = False) -> Values:
-        means = PassMean(self._names)
+    def _evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
+        means = PassMean(self.steps.names)
         for batch, samples in data.in_order():
-            self._look_at_shapes(batch)
-            outputs = self._evaluation(*batch)
-            if first_must_be_finite:
-                where = f"the first batch of the {data.name} data"
-                refuse_infinite_loss(float(outputs[0]), self._sources_of(batch), where)
-                first_must_be_finite = False
+            outputs = self.steps.evaluate(batch)
+            if must_be_finite:
+                self.steps.refuse_infinite(outputs[0], batch, f"a batch of the {data.name} data")
             means.add(outputs, samples)
         return means.result()
-
-    def _look_at_shapes(self, batch: Batch) -> None:
-        """Once, when the first minibatch tells the inputs' shapes."""
-        if not self._shapes_seen:
-            self._shapes_seen = True
-            shapes = {v: array.shape for v, array in zip(self.graph.inputs, batch, strict=True)}
-            shapes |= {p: p.get_value(borrow=True).shape for p in self.graph.params}
-            warn_of_outer_broadcast(self.graph.loss, shapes)
-
-    # The loop
 
     def iterate(
         self,
@@ -306,25 +232,19 @@ class Trainer:
         Leaving the loop with ``break`` ends the run when the iterator is closed: at once in
         ``for ... in trainer.iterate(...)``, and at ``close()`` for an iterator that is kept.
         """
-        self._use(hyperparameters)
-        if train is None and self._specs:
+        self.steps.use(hyperparameters)
+        if train is None and self.steps.specs:
             raise ValueError(
-                f"A loss with inputs needs data: train is None for {len(self._specs)} inputs "
-                f"({', '.join(map(str, self._specs))}). Give train=."
+                f"A loss with inputs needs data: train is None for {len(self.steps.specs)} inputs "
+                f"({', '.join(map(str, self.steps.specs))}). Give train=."
             )
-        data = as_dataset(train, "train", batch_size).bind(self._specs)
-        valid_size = None if isinstance(valid, Dataset) else batch_size
-        return self._run(
-            Run(
-                data,
-                data if valid is None else as_dataset(valid, "valid", valid_size).bind(self._specs),
-                Patience(patience, min_improvement),
-                max_updates,
-                max_epochs,
-                validate_every,
-                restore_best,
-            )
-        )
+        data = judge = as_dataset(train, "train", batch_size).bind(self.steps.specs)
+        if valid is not None:
+            size = None if isinstance(valid, Dataset) else batch_size
+            judge = as_dataset(valid, "valid", size).bind(self.steps.specs)
+        judgement = Patience(patience, min_improvement)
+        limits = (max_updates, max_epochs, validate_every, restore_best)
+        return self._run(Run(data, judge, judgement, *limits))
 
     def minimize(self, *args: Any, **kwargs: Any) -> tuple[Values, Values]:
         """Train to the end: `iterate` with the same arguments, run until it stops.
@@ -372,10 +292,9 @@ class Trainer:
 
     def _train_epoch(self, run: Run) -> Values:
         """Follow one pass through the training data, an update for each minibatch."""
-        function = self._update_function()
-        means = PassMean(self._names)
+        means = PassMean(self.steps.names)
         for batch, samples in run.train.epoch():
-            means.add(self._update(function, batch), samples)
+            means.add(self.steps.update(batch), samples)
             run.updates += 1
             if run.out_of_updates:
                 break
@@ -385,7 +304,7 @@ class Trainer:
 
     def _validate(self, run: Run) -> tuple[Values, bool]:
         """Monitors of the validation data, and whether they are the best of the run."""
-        valid = self._evaluate(run.valid, first_must_be_finite=run.epochs == 0)
+        valid = self._evaluate(run.valid, must_be_finite=run.epochs == 0)
         if run.epochs == 0:
             log.info("before training: valid %s", format_values(valid))
         best = run.patience.improves(valid["loss"])
@@ -393,8 +312,6 @@ class Trainer:
             counts = (self.epoch_count, self.update_count)
             self.best = Best(valid["loss"], *counts, valid, self.parameters.copy())
         return valid, best
-
-    # Data and parameters
 
     def set_params(self, targets: str | Sequence[Any] | Mapping[str, Any] = "best") -> None:
         """Set the parameters.
@@ -419,12 +336,39 @@ class Trainer:
             targets = self.best.params
         self.parameters.set(targets)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that training has changed, as named arrays and plain values.
 
-def _input_spec(variable: Any) -> InputSpec:
-    kind = variable.type
-    if not hasattr(kind, "ndim") or not hasattr(kind, "dtype"):
-        raise TypeError(
-            f"An input is a dense or sparse tensor: {variable!r} is of type {kind}. Make it with "
-            "pytensor.tensor or pytensor.sparse."
+        Returns
+        -------
+        dict of str to ndarray, float, int, bool, str or None
+            Copies: ``param/w``, ``accumulator/w_mean``, ``hyperparameter/momentum``,
+            ``update_count``, ``epoch_count`` and so on. A learning rate that is a schedule or a
+            shared variable is given as None.
+        """
+        return statedict.collect(
+            self.parameters,
+            self.state,
+            self.hyperparameters,
+            {"update_count": self.update_count, "epoch_count": self.epoch_count},
         )
-    return InputSpec(variable.name, kind.dtype, kind.ndim, getattr(kind, "format", None))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken, in a trainer of the same loss.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            With every field that is missing, unknown, or of another shape or dtype; nothing is
+            changed then.
+        """
+        new = statedict.check(state, self.parameters, self.state, self.hyperparameters)
+        statedict.restore(state, self.parameters, self.state)
+        self.steps.update_count = int(state["update_count"])
+        self.epoch_count = int(state["epoch_count"])
+        self.steps.use(dict(new))

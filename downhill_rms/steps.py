@@ -1,0 +1,152 @@
+"""What happens to one minibatch: the compiled update, the compiled evaluation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from downhill_rms import gradients
+from downhill_rms.compiled import CompiledFunction
+from downhill_rms.divergence import explain_infinite
+from downhill_rms.graph import LossGraph, Update, warn_of_outer_broadcast
+from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
+from downhill_rms.monitors import named_expressions
+from downhill_rms.parameters import Parameters
+from downhill_rms.rmsprop import State, rmsprop_updates
+from downhill_rms.run import OPTIONS
+from downhill_rms.sources import Batch, InputSpec
+
+
+class Steps:
+    """A loss graph and RMSProp, as functions of a minibatch.
+
+    Parameters
+    ----------
+    graph : LossGraph
+        The loss.
+    monitors : dict of str to Variable
+        Further outputs.
+    monitor_gradients : bool
+        Whether the norms of the gradients are outputs too.
+    mode : str or Mode, optional
+        How PyTensor compiles.
+
+    Attributes
+    ----------
+    names : list of str
+        Names of the outputs, ``"loss"`` first.
+    specs : list of InputSpec
+        What the inputs accept.
+    parameters : Parameters
+        Values of the parameters.
+    state : State
+        Accumulators.
+    hyperparameters : Hyperparameters
+        Those in force.
+    update_count : int
+        Updates made so far.
+    """
+
+    def __init__(
+        self, graph: LossGraph, monitors: dict[str, Any], monitor_gradients: bool, mode: Any
+    ) -> None:
+        self.graph, self.mode = graph, mode
+        self.gradients = gradients.differentiate(graph.loss, graph.params)
+        if monitor_gradients:
+            named = zip(graph.param_names, self.gradients, strict=True)
+            norms = [(f"grad({name})", gradients.norm([g])) for name, g in named]
+            monitors = named_expressions([*monitors.items(), *norms])
+        self.names = ["loss", *monitors]
+        self.outputs = [graph.loss, *monitors.values()]
+        self.specs = [InputSpec.of(variable) for variable in graph.inputs]
+        self.parameters = Parameters(graph.params, graph.param_names)
+        self.state = State(graph.params, graph.param_names)
+        self.hyperparameters = Hyperparameters()
+        self.update_count = 0
+        self._evaluation = CompiledFunction(
+            "evaluation", graph.inputs, self.outputs, graph.generator_updates, mode
+        )
+        self._updates: dict[Any, CompiledFunction] = {}  # by structure
+        self._update: CompiledFunction | None = None
+        self._shapes_seen = False
+
+    def changed(self, keywords: Mapping[str, Any]) -> Hyperparameters:
+        """The hyperparameters in force with some changed."""
+        refuse_unknown(keywords, [*Hyperparameters.names(), *OPTIONS])
+        return self.hyperparameters.replace(**keywords)
+
+    def use(self, keywords: Mapping[str, Any]) -> None:
+        """Put changed hyperparameters in force; a new structure is compiled at the next update."""
+        new = self.changed(keywords)
+        self.state.assign(new)
+        self.hyperparameters = new
+        if new.structure not in self._updates:
+            updates = [*self._rule(new, self.state), *self.graph.updates]
+            self._updates[new.structure] = CompiledFunction(
+                "RMSProp update", self.graph.inputs, self.outputs, updates, self.mode
+            )
+        self._update = self._updates[new.structure]
+        # Only functions that need the count advance it by themselves.
+        self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
+
+    def new_updates(self, hyperparameters: Hyperparameters) -> list[Update]:
+        """Updates with accumulators and numbers of their own."""
+        state = State(self.graph.params, self.graph.param_names)
+        return [*self._rule(hyperparameters, state), *self.graph.updates]
+
+    def _rule(self, hyperparameters: Hyperparameters, state: State) -> list[Update]:
+        return rmsprop_updates(self.graph.params, self.gradients, hyperparameters, state)
+
+    def update(self, batch: Batch) -> list[Any]:
+        """Make one update; returns the outputs before it.
+
+        The first update is taken back, with an error, if the loss was not finite.
+        """
+        if self._update is None:
+            self.use({})
+        assert self._update is not None
+        if self.update_count == 0:
+            outputs = self._first_update(self._update, batch)
+        else:
+            outputs = self._update(*batch)
+        self.update_count += 1
+        return outputs
+
+    def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
+        self._look_at_shapes(batch)
+        values = self.parameters.copy()
+        outputs = update(*batch)
+        try:
+            self.refuse_infinite(outputs[0], batch, "the first training batch")
+        except ValueError:
+            self.parameters.put_back(values)
+            self.state.reset()
+            raise
+        return outputs
+
+    def evaluate(self, batch: Batch) -> list[Any]:
+        """The outputs, with the parameters as they are."""
+        self._look_at_shapes(batch)
+        return self._evaluation(*batch)
+
+    def refuse_infinite(self, loss: Any, batch: Batch, where: str) -> None:
+        """Raise if a loss is not finite, with what it was computed from."""
+        if math.isfinite(float(loss)):
+            return
+        arrays = {f"input {spec}": array for spec, array in zip(self.specs, batch, strict=True)}
+        arrays |= {f"parameter {n!r}": v for n, v in self.parameters.copy().items()}
+        raise ValueError(
+            f"A loss is finite before training starts: it is {float(loss)} on {where}. "
+            f"{explain_infinite(arrays)}."
+        )
+
+    def _look_at_shapes(self, batch: Batch) -> None:
+        """Once, when the first minibatch tells the inputs' shapes."""
+        if not self._shapes_seen:
+            self._shapes_seen = True
+            shapes = {v: array.shape for v, array in zip(self.graph.inputs, batch, strict=True)}
+            shapes |= {p: p.get_value(borrow=True).shape for p in self.graph.params}
+            warn_of_outer_broadcast(self.graph.loss, shapes)
