@@ -26,7 +26,7 @@ class CompiledFunction:
     outputs : sequence of Variable
         What a call returns.
     updates : sequence of (SharedVariable, Variable)
-        All that a call assigns; default updates of shared variables are not added to it.
+        What a call assigns.
     mode : str or Mode, optional
         How PyTensor compiles; its own default if None.
     """
@@ -60,7 +60,6 @@ class CompiledFunction:
             updates=list(self.updates),
             mode=self.mode,
             name=self.name.replace(" ", "_"),
-            no_default_updates=True,
             on_unused_input="ignore",
             # Minibatches are checked once, where data are bound to inputs.
             trust_input=True,

@@ -36,8 +36,8 @@ def differentiate(loss: Any, params: Sequence[Any]) -> list[Any]:
         if gradient is None:
             raise ValueError(
                 f"A parameter is connected to the loss by differentiable operations: "
-                f"{describe(param)} is not (it is used through its shape, an integer or a "
-                "comparison only). Leave it out with params=."
+                f"{describe(param)} is not (its shape, or an expression held constant, does "
+                "not count). Leave it out with params=."
             )
     return list(gradients)
 

@@ -51,9 +51,12 @@ class LossGraph:
     updates: tuple[Update, ...]
 
     @property
-    def generator_updates(self) -> tuple[Update, ...]:
-        """The part of ``updates`` that advances random generators."""
-        return tuple((v, new) for v, new in self.updates if isinstance(v.type, RandomType))
+    def evaluation_updates(self) -> tuple[Update, ...]:
+        """What an evaluation assigns: the next states of random generators, and nothing else."""
+        random = [(v, new) for v, new in self.updates if isinstance(v.type, RandomType)]
+        # A variable with a default update stays as it is only if it is assigned to itself.
+        still = [(v, v) for v, new in self.updates if new is v.default_update]
+        return (*random, *(pair for pair in still if not isinstance(pair[0].type, RandomType)))
 
 
 def read_graph(

@@ -67,7 +67,7 @@ class Steps:
         self.hyperparameters = Hyperparameters()
         self.update_count = 0
         self._evaluation = CompiledFunction(
-            "evaluation", graph.inputs, self.outputs, graph.generator_updates, mode
+            "evaluation", graph.inputs, self.outputs, graph.evaluation_updates, mode
         )
         self._updates: dict[Any, CompiledFunction] = {}  # by structure
         self._update: CompiledFunction | None = None

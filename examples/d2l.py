@@ -73,7 +73,7 @@ def main():
     """Run all three."""
     show_decay_coefficients()
     x1, x2 = trace()[-1]
-    print(f"epoch 20, x1: {x1:.6f}, x2: {abs(x2):.6f}")
+    print(f"epoch 20, x1: {x1:.6f}, x2: {round(x2, 6) + 0.0:.6f}")
     path = sys.argv[1] if len(sys.argv) > 1 else None
     print(f"loss: {regression(*load(path)):.3f}, on {path or 'the diabetes data'}")
 
