@@ -119,12 +119,10 @@ class Steps:
         self._look_at_shapes(batch)
         values = self.parameters.copy()
         outputs = update(*batch)
-        try:
-            self.refuse_infinite(outputs[0], batch, "the first training batch")
-        except ValueError:
+        if not math.isfinite(float(outputs[0])):
             self.parameters.put_back(values)
             self.state.reset()
-            raise
+            self.refuse_infinite(outputs[0], batch, "the first training batch")
         return outputs
 
     def evaluate(self, batch: Batch) -> list[Any]:

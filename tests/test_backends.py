@@ -1,0 +1,150 @@
+"""The real backends: PyTensor's default (Numba) and JAX, and what makes Numba compile again."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from numba.core import event
+
+from downhill_rms import Dataset, Trainer
+from tests.oracle import Oracle
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(40, 3)).astype("float32")
+Y = (X @ np.array([1, -2, 0.5], dtype="float32")).astype("float32")
+
+
+def make_trainer(mode, dropout=False):
+    x, y = pt.fmatrix("x"), pt.fvector("y")
+    w = pytensor.shared(np.zeros(3, dtype="float32"), name="w")
+    inputs = x
+    if dropout:
+        _, mask = pt.random.shared_rng(seed=1).bernoulli(0.5, size=x.shape)
+        inputs = x * mask.astype("float32")
+    return Trainer(pt.sqr(inputs @ w - y).mean(), inputs=[x, y], mode=mode), w
+
+
+@pytest.fixture
+def default_backend():
+    """PyTensor as a user has it."""
+    with pytensor.config.change_flags(mode="Mode"):
+        yield
+
+
+def expected(updates, **options):
+    oracle = Oracle([np.zeros(3)], **options)
+    for _ in range(updates):
+        oracle.update([2 * X.T @ (X @ oracle.params[0] - Y) / len(Y)])
+    return oracle.params[0]
+
+
+def layouts(tmp_path):
+    """The same data in every layout that users bring."""
+    np.save(tmp_path / "x.npy", X)
+    read_only = Y.copy()
+    read_only.flags.writeable = False
+    return {
+        "plain": Dataset([X, Y], batch_size=8),
+        "float64": Dataset([X.astype("float64"), Y.astype("float64")], batch_size=8),
+        "Fortran": Dataset([np.asfortranarray(X), Y], batch_size=8, shuffle=None),
+        "strided": Dataset([np.repeat(X, 2, axis=1)[:, ::2], Y[::-1][::-1]], batch_size=8),
+        "memmap": Dataset([np.load(tmp_path / "x.npy", mmap_mode="r"), read_only], batch_size=8),
+        "memmap in order": Dataset(
+            [np.load(tmp_path / "x.npy", mmap_mode="r"), read_only], batch_size=8, shuffle=None
+        ),
+        "one batch": Dataset([np.asfortranarray(X), read_only], batch_size=0),
+        "short batch": Dataset([X, Y], batch_size=7),
+        "callable": Dataset(lambda: [np.asfortranarray(X), read_only], iteration_size=3),
+    }
+
+
+class CompilationCounter(event.Listener):
+    """Count what Numba compiles."""
+
+    def __init__(self):
+        self.started = 0
+
+    def on_start(self, event):
+        self.started += 1
+
+    def on_end(self, event):
+        pass
+
+
+def test_numba_compiles_once(default_backend, tmp_path, monkeypatch):
+    trainer, w = make_trainer(None)
+    first = {"learning_rate": 0.1, "momentum": 0.5, "weight_decay": 1e-3, "max_gradient_norm": 9}
+    trainer.minimize([X, Y], batch_size=0, max_epochs=5, restore_best=False, **first)
+    reference = expected(5, **first)
+    np.testing.assert_allclose(w.get_value(), reference, rtol=1e-4, atol=1e-5)
+
+    functions = []
+    monkeypatch.setattr(pytensor, "function", lambda *args, **kwargs: functions.append(args))
+    compilations = CompilationCounter()
+    with event.install_listener("numba:compile", compilations):
+        for data in layouts(tmp_path).values():
+            trainer.minimize(data, max_epochs=2)
+        for number in [
+            *({"learning_rate": 0.01}, {"rms_halflife": 3}, {"decay": 0.5}, {"momentum": 0.1}),
+            *({"rms_regularizer": 1e-3}, {"weight_decay": 0.5}, {"max_gradient_norm": 0.1}),
+        ]:
+            trainer.minimize([X, Y], max_epochs=1, **number)
+        trainer.set_params([np.asfortranarray(np.ones(3))])
+        trainer.step([X, Y])
+        trainer.evaluate([X, Y])
+    assert compilations.started == 0
+    assert functions == []
+
+
+def test_axis_one_compiles_nothing_more(default_backend):
+    x = pt.ftensor3("x")
+    w = pytensor.shared(np.float32(0), name="w")
+    trainer = Trainer(pt.sqr(x - w).mean())
+    data = RNG.normal(size=(4, 20, 2)).astype("float32")
+    trainer.minimize(Dataset(data.copy(), batch_size=5), max_epochs=1)
+    compilations = CompilationCounter()
+    with event.install_listener("numba:compile", compilations):
+        for shuffle in ("samples", "batches", None):
+            for axis in (1, 2):
+                trainer.minimize(Dataset(data, axis=axis, shuffle=shuffle), max_epochs=1)
+    assert compilations.started == 0
+
+
+def test_the_counter_sees_a_compilation(default_backend):
+    """Without this the two tests above could not fail."""
+    import numba
+
+    compilations = CompilationCounter()
+    with event.install_listener("numba:compile", compilations):
+        numba.njit(lambda v: v + 1)(1.0)
+    assert compilations.started == 1
+
+
+# PyTensor tells which run-time checks JAX drops, and that JAX copies generators.
+jax_only = pytest.mark.filterwarnings(
+    "ignore:Skipping:UserWarning", "ignore:The RandomType SharedVariables:UserWarning"
+)
+
+
+@jax_only
+def test_jax_follows_the_oracle():
+    pytest.importorskip("jax")
+    options = {"learning_rate": 0.1, "momentum": 0.5, "nesterov": True, "bias_correction": True}
+    trainer, w = make_trainer("JAX")
+    trainer.minimize([X, Y], batch_size=0, max_epochs=5, restore_best=False, **options)
+    np.testing.assert_allclose(w.get_value(), expected(5, **options), rtol=1e-4, atol=1e-5)
+    assert np.asarray(w.get_value()).dtype == "float32"
+    trainer.set_params("best")
+    state = trainer.state_dict()
+    trainer.load_state_dict(state)
+    trainer.step([X, Y], learning_rate=0.01)
+
+
+@jax_only
+def test_dropout_changes_at_every_call_in_jax():
+    pytest.importorskip("jax")
+    trainer, _ = make_trainer("JAX", dropout=True)
+    trainer.set_params([np.ones(3, dtype="float32")])
+    losses = {trainer.evaluate([X, Y])["loss"] for _ in range(4)}
+    losses |= {trainer.step([X, Y], learning_rate=0.0)["loss"] for _ in range(4)}
+    assert len(losses) == 8
