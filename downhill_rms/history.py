@@ -47,8 +47,8 @@ class Record:
 
 
 def format_values(values: Values) -> str:
-    """Monitors on one line, four significant digits each."""
-    return " ".join(f"{name}={value:.4g}" for name, value in values.items())
+    """Monitors on one line, four significant digits each, in columns."""
+    return " ".join(f"{name}={value:<9.4g}" for name, value in values.items()).rstrip()
 
 
 @dataclass

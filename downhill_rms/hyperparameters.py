@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -220,6 +221,11 @@ class Hyperparameters:
             self.clip,
             None if isinstance(self.learning_rate, float) else self.learning_rate,
         )
+
+
+# What help() and editors show; __new__ would hide it.
+_fields = inspect.signature(Hyperparameters.__init__).parameters.values()
+Hyperparameters.__signature__ = inspect.Signature(list(_fields)[1:])  # type: ignore[attr-defined]
 
 
 def refuse_unknown(keywords: Iterable[str], known: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from downhill_rms.graph import Update, describe
 from downhill_rms.hyperparameters import Hyperparameters
 
 KINDS = ("mean", "variance", "mean_square", "velocity")  # of accumulators
+STARTED = ("variance", "mean_square")  # those that start at ``initial_accumulator``
 
 
 class State:

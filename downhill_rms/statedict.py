@@ -9,7 +9,7 @@ import numpy as np
 
 from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.parameters import Parameters
-from downhill_rms.rmsprop import KINDS, State
+from downhill_rms.rmsprop import KINDS, STARTED, State
 
 COUNTS = ("update_count", "epoch_count")
 
@@ -59,6 +59,9 @@ def check(
             faults.append(
                 f"{name} is {found.shape} {found.dtype} instead of {wanted.shape} {wanted.dtype}"
             )
+    for name in set(COUNTS) & set(given):
+        if not isinstance(given[name], int | np.integer) or given[name] < 0:
+            faults.append(f"{name} is {given[name]!r} instead of a count")
     if faults:
         raise ValueError(
             f"A state fits the trainer that it was taken from: {'; '.join(sorted(faults))}. "
@@ -70,7 +73,12 @@ def check(
     return Hyperparameters(**values)
 
 
-def restore(given: Mapping[str, Any], parameters: Parameters, state: State) -> None:
+def restore(
+    given: Mapping[str, Any],
+    parameters: Parameters,
+    state: State,
+    hyperparameters: Hyperparameters,
+) -> None:
     """Set what `check` has found to fit; accumulators that are not given start afresh."""
     parameters.set({name: given[f"param/{name}"] for name in parameters.variables})
     state.reset()
@@ -78,4 +86,6 @@ def restore(given: Mapping[str, Any], parameters: Parameters, state: State) -> N
         for kind in KINDS:
             value = given.get(f"accumulator/{name}_{kind}")
             if value is not None:
-                state.accumulator(param, kind).set_value(np.array(value, order="C"), borrow=True)
+                start = hyperparameters.initial_accumulator if kind in STARTED else 0.0
+                accumulator = state.accumulator(param, kind, start)
+                accumulator.set_value(np.array(value, order="C"), borrow=True)

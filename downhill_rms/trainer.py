@@ -46,14 +46,12 @@ class Trainer:
     ----------
     graph : LossGraph
         Inputs, parameters and their names, updates.
-    hyperparameters : Hyperparameters
-        Those in force: what a call does not name stays as it was.
     parameters : Parameters
         The parameters' values, by name.
     state : State
         Accumulators, by name.
-    update_count, epoch_count : int
-        Minibatches and epochs trained on so far.
+    epoch_count : int
+        Epochs trained on so far.
     history : History
         One record for each epoch so far.
     best : Best or None
@@ -100,7 +98,7 @@ class Trainer:
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """The hyperparameters in force."""
+        """The hyperparameters in force: what a call does not name stays as it was."""
         return self.steps.hyperparameters
 
     def set_hyperparameters(self, **hyperparameters: Any) -> None:
@@ -368,7 +366,8 @@ class Trainer:
             changed then.
         """
         new = statedict.check(state, self.parameters, self.state, self.hyperparameters)
-        statedict.restore(state, self.parameters, self.state)
+        self.state.assign(new)
+        statedict.restore(state, self.parameters, self.state, new)
         self.steps.update_count = int(state["update_count"])
         self.epoch_count = int(state["epoch_count"])
         self.steps.use(dict(new))

@@ -32,7 +32,7 @@ def test_columns():
 
 
 def test_a_record_reads_as_a_line_or_two():
-    assert str(record(7, 0.123456)) == "epoch    7  update     70  train loss=0.1235 e=0.25"
+    assert str(record(7, 0.123456)) == "epoch    7  update     70  train loss=0.1235    e=0.25"
     text = str(record(7, 0.5, validated=True, best=True)).splitlines()
     assert len(text) == 2
     assert text[1].endswith("best valid loss=1")

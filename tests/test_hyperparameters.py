@@ -1,5 +1,6 @@
 """Ranges, exclusions and names, checked where hyperparameters are made."""
 
+import inspect
 import math
 import pickle
 
@@ -130,3 +131,8 @@ def test_numpy_numbers_are_numbers():
     h = Hyperparameters(learning_rate=np.float32(0.5), momentum=np.array(0.25))
     assert (h.learning_rate, h.momentum) == (0.5, 0.25)
     assert type(h.learning_rate) is float
+
+
+def test_the_signature_names_them():
+    """__new__ would show (**keywords) in help() and in editors."""
+    assert list(inspect.signature(Hyperparameters).parameters) == Hyperparameters.names()

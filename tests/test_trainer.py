@@ -404,12 +404,32 @@ def test_load_state_dict_names_each_field_that_differs_and_changes_nothing(mode)
     before = w.get_value()
     bad = dict(state, **{"param/w": np.zeros(4), "param/z": np.zeros(3)})
     bad["accumulator/w_mean"] = state["accumulator/w_mean"].astype("float32")
+    bad["update_count"] = "many"
     del bad["epoch_count"]
     with pytest.raises(ValueError, match="A state fits") as error:
         trainer.load_state_dict(bad)
-    for field in ("param/w is (4,)", "param/z is unknown", "w_mean is (3,) float32", "epoch_count"):
+    for field in (
+        "param/w is (4,)",
+        "param/z is unknown",
+        "w_mean is (3,) float32",
+        "epoch_count",
+        "'many'",
+    ):
         assert field in str(error.value)
     np.testing.assert_array_equal(w.get_value(), before)
+
+
+def test_a_loaded_accumulator_knows_its_start(mode):
+    """A first update that is taken back starts where the loaded rule starts."""
+    trainer, _ = regression(mode)
+    trainer.step([DATA, TARGET], **downhill_rms.preset("tf1"))
+    state = dict(trainer.state_dict(), update_count=0)
+    other, _ = regression(mode)
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="is nan"):
+        other.step([DATA * math.nan, TARGET])
+    square = other.state.accumulators["w_mean_square"].get_value()
+    np.testing.assert_array_equal(square, 1)
 
 
 # The front door

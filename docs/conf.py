@@ -1,0 +1,33 @@
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import downhill_rms
+
+project = "downhill_rms"
+author = "the downhill_rms authors"
+copyright = author
+version = release = downhill_rms.__version__
+
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.mathjax", "numpydoc"]
+exclude_patterns = ["_build"]
+nitpicky = False
+default_role = "py:obj"
+
+html_theme = "alabaster"
+html_title = f"downhill_rms {release}"
+html_theme_options = {
+    "description": "RMSProp for losses written with PyTensor",
+    "page_width": "1040px",
+    "fixed_sidebar": True,
+}
+html_sidebars = {"**": ["about.html", "navigation.html", "searchbox.html"]}
+html_show_sourcelink = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings name the types
+
+# Members are chosen in reference.rst.
+numpydoc_show_class_members = False
+numpydoc_class_members_toctree = False
