@@ -17,6 +17,8 @@ import scipy.sparse
 Selection = slice | np.ndarray  # consecutive samples, or the indices of any
 Batch = list[Any]  # one array for each input
 
+SPARSE_KINDS = {"csr": scipy.sparse.csr_matrix, "csc": scipy.sparse.csc_matrix}
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -82,10 +84,11 @@ def conform(value: Any, spec: InputSpec | None) -> Any:
             return value
         _check_type(value, spec)
         if spec.sparse is not None:
-            return value.asformat(spec.sparse).astype(spec.dtype, copy=False)
+            # PyTensor multiplies with *, which is a matrix product for matrices alone.
+            return SPARSE_KINDS[spec.sparse](value, dtype=spec.dtype)
         value = value.toarray()
     elif spec is not None and spec.sparse is not None:
-        return conform(getattr(scipy.sparse, f"{spec.sparse}_array")(np.asarray(value)), spec)
+        return conform(SPARSE_KINDS[spec.sparse](np.asarray(value)), spec)
     array = np.asarray(value)
     if spec is not None:
         _check_type(array, spec)

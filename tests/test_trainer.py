@@ -5,8 +5,10 @@ import math
 
 import numpy as np
 import pytensor
+import pytensor.sparse
 import pytensor.tensor as pt
 import pytest
+import scipy.sparse
 
 import downhill_rms
 from downhill_rms import Dataset, StopReason, Trainer
@@ -430,6 +432,23 @@ def test_a_loaded_accumulator_knows_its_start(mode):
         other.step([DATA * math.nan, TARGET])
     square = other.state.accumulators["w_mean_square"].get_value()
     np.testing.assert_array_equal(square, 1)
+
+
+# Data of other kinds
+
+
+@pytest.mark.parametrize("kind", ["csr_array", "csr_matrix", "csc_array"])
+def test_sparse_data_for_a_sparse_input(kind, mode):
+    """scipy's new arrays multiply elementwise where PyTensor expects a matrix product."""
+    x, y = pytensor.sparse.csr_matrix("x", dtype="float64"), pt.vector("y")
+    w = pytensor.shared(np.zeros((3, 1)), name="w")
+    loss = pt.sqr(pytensor.sparse.structured_dot(x, w)[:, 0] - y).mean()
+    trainer = Trainer(loss, inputs=[x, y], mode=mode)
+    data = getattr(scipy.sparse, kind)(np.where(DATA > 0.5, DATA, 0))
+    before = trainer.evaluate([data, TARGET])["loss"]
+    assert before == pytest.approx(np.mean(TARGET**2))
+    trainer.minimize([data, TARGET], learning_rate=0.05, max_epochs=20)
+    assert trainer.best.loss < before / 2
 
 
 # The front door
