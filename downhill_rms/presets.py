@@ -13,7 +13,7 @@ from typing import Any
 from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
 
 
-def preset(name: str, **arguments: Any) -> Hyperparameters:
+def preset(name: str, /, **arguments: Any) -> Hyperparameters:
     """Hyperparameters that make the updates of another library's RMSProp.
 
     Parameters
@@ -167,6 +167,7 @@ def torch(
     ``foreach`` and ``capturable`` choose torch's implementation, not its results. torch multiplies
     its velocity by lr after the decay, so that the two agree while lr is constant.
     """
+    _refuse_schedule("torch", "lr", lr)
     if maximize:
         _refuse("torch", "maximize", maximize, "Minimise the negative of the loss.")
     if differentiable:
@@ -189,7 +190,7 @@ def keras(
     ema_overwrite_frequency: int | None = None,
     loss_scale_factor: float | None = None,
     gradient_accumulation_steps: int | None = None,
-    name: str = "rmsprop",
+    name: str | None = None,
 ) -> Hyperparameters:
     """``keras.optimizers.RMSprop`` of Keras 3."""
     _refuse_schedule("keras", "learning_rate", learning_rate)
