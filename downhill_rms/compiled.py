@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytensor
 
 from downhill_rms.graph import Update
@@ -42,6 +43,20 @@ class CompiledFunction:
         self.name, self.inputs, self.outputs = name, inputs, outputs
         self.updates, self.mode = updates, mode
         self.function: Any = None
+        self._keys: Sequence[np.ndarray] = ()  # for a function that is not compiled yet
+
+    @property
+    def keys(self) -> list[np.ndarray]:
+        """States of the generators that a JAX function copies and keeps for itself."""
+        if self.function is None:
+            return list(self._keys)
+        return [np.array(state["jax_state"]) for state in _jax_states(self.function)]
+
+    @keys.setter
+    def keys(self, keys: Sequence[np.ndarray]) -> None:
+        self._keys = keys
+        if self.function is not None:
+            _set_jax_states(self.function, keys)
 
     def __call__(self, *batch: Any) -> list[Any]:
         """Call it with one array for each input, each of exactly the input's type."""
@@ -64,7 +79,22 @@ class CompiledFunction:
             # Minibatches are checked once, where data are bound to inputs.
             trust_input=True,
         )
+        _set_jax_states(function, self._keys)
         result: list[Any] = function(*batch)
         self.function = function
         log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)
         return result
+
+
+def _jax_states(function: Any) -> list[dict[str, Any]]:
+    values = (container.storage[0] for container in function.input_storage)
+    return [value for value in values if isinstance(value, dict) and "jax_state" in value]
+
+
+def _set_jax_states(function: Any, keys: Sequence[np.ndarray]) -> None:
+    if not keys:
+        return
+    import jax.numpy as jnp  # only a JAX function has such states
+
+    for state, key in zip(_jax_states(function), keys, strict=True):
+        state["jax_state"] = jnp.asarray(key)

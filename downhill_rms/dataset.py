@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from downhill_rms.generators import generator_state, set_generator_state
 from downhill_rms.sources import (
     ArraySource,
     Batch,
@@ -39,6 +40,9 @@ class Sampler:
     rng : Generator
         Where permutations come from.
     """
+
+    SIZES = ("n_samples", "batch_size", "n_batches", "shuffle")
+    PLACE = ("cursor", "position")
 
     def __init__(
         self,
@@ -80,6 +84,29 @@ class Sampler:
         """An epoch in the data's own order, which leaves no trace."""
         for index in range(self.n_batches):
             yield self._slice(index % self.pass_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order stands, as plain values and one array."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in (*self.SIZES, *self.PLACE)}
+        state["generator"] = generator_state(self.rng)
+        if self.permutation is not None:
+            state["permutation"] = self.permutation.copy()
+        return state
+
+    def check(self, state: Mapping[str, Any]) -> list[str]:
+        """What differs between this order and the one that a state was taken of."""
+        return [
+            f"{name} is {getattr(self, name)} instead of {state.get(name)}"
+            for name in self.SIZES
+            if state.get(name) != getattr(self, name)
+        ]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        for name in self.PLACE:
+            setattr(self, name, int(state[name]))
+        self.permutation = state.get("permutation")
+        set_generator_state(self.rng, state["generator"])
 
     def _select(self, index: int) -> Selection:
         if self.shuffle is None or self.permutation is None:
@@ -240,11 +267,20 @@ class BoundDataset:
         self.source, self.sampler = source, dataset.sampler
         self.iteration_size = dataset.iteration_size
 
-    def epoch(self) -> Iterator[tuple[Batch, int]]:
-        """Minibatches of an epoch in training order, each with its number of samples."""
+    def epoch(self, delivered: int = 0) -> Iterator[tuple[Batch, int]]:
+        """Minibatches of an epoch in training order, each with its number of samples.
+
+        Parameters
+        ----------
+        delivered : int
+            Minibatches of this epoch that were delivered before, as a restored run knows.
+            Arrays know their place themselves; an iterable is iterated up to it.
+        """
         if isinstance(self.source, ArraySource) and self.sampler is not None:
+            if delivered and self.sampler.position == 0:
+                return iter(())  # the epoch had come to its end
             return self._take(self.source, self.sampler.epoch())
-        return self._ready_batches()
+        return self._ready_batches(delivered)
 
     def in_order(self) -> Iterator[tuple[Batch, int]]:
         """The same in the data's own order; the training order stays where it was."""
@@ -262,9 +298,12 @@ class BoundDataset:
                 samples = len(selection)
             yield source.take(selection), samples
 
-    def _ready_batches(self) -> Iterator[tuple[Batch, int]]:
+    def _ready_batches(self, delivered: int = 0) -> Iterator[tuple[Batch, int]]:
         assert isinstance(self.source, BatchSource)
-        delivered = 0
+        if delivered and not self.source.endless:
+            skipped = islice(self.source.batches(), delivered, self.iteration_size)
+            yield from ((batch, self._count_samples(batch)) for batch in skipped)
+            return
         while self.iteration_size is None or delivered < self.iteration_size:
             left = None if self.iteration_size is None else self.iteration_size - delivered
             before = delivered
@@ -302,7 +341,7 @@ def open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
     if isinstance(inputs, list | tuple) and inputs and not all(map(_is_batch, inputs)):
         return ArraySource([as_column(value, axis) for value in inputs], None)
     if callable(inputs):
-        return BatchSource(lambda: _call_forever(inputs))
+        return BatchSource(lambda: _call_forever(inputs), endless=True)
     if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes):
         raise TypeError(
             "A data set is made from arrays, a callable that returns a batch, or an iterable of "

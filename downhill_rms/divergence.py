@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,3 +40,34 @@ def describe_infinite(name: str, array: Any) -> str:
         return ""
     count = int(values.size - np.isfinite(values).sum())
     return f"{count} of {values.size} values of {name} are not finite" if count else ""
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What was not finite when a run diverged.
+
+    Attributes
+    ----------
+    update : int
+        The trainer's update count: the update that saw it, 1 for the first.
+    found : tuple of str
+        Descriptions with numbers of values: monitors of the minibatch (before the update), inputs,
+        then accumulators and parameters (after it).
+    """
+
+    update: int
+    found: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"training diverged at update {self.update}: {'; '.join(self.found)}"
+
+
+class DivergenceError(ValueError):
+    """Training diverged, and ``on_divergence="raise"`` was asked for."""
+
+
+def find_infinite(values: Mapping[str, float], arrays: Mapping[str, Any]) -> tuple[str, ...]:
+    """Describe which monitors and which arrays are not finite, in their order."""
+    monitors = [f"{name} is {value}" for name, value in values.items() if not math.isfinite(value)]
+    described = (describe_infinite(name, array) for name, array in arrays.items())
+    return tuple(monitors + [text for text in described if text])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
@@ -72,6 +73,15 @@ class History:
 
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
+
+    def to_json(self) -> str:
+        """All records as one JSON text; floats come back exactly."""
+        return json.dumps([asdict(record) for record in self.records])
+
+    @classmethod
+    def from_json(cls, text: str) -> History:
+        """The history that `to_json` wrote."""
+        return cls([Record(**record) for record in json.loads(text)])
 
     def to_dict(self) -> dict[str, np.ndarray]:
         """Columns as arrays; monitors are called ``train_loss``, ``valid_loss`` and so on."""

@@ -88,10 +88,21 @@ class PassMean:
         if self._values:
             weights = np.array(self._weights, dtype=float)
             values = np.array([[float(v) for v in row] for row in self._values])
-            self.sums += weights @ values
+            # One after the other, so that the sum does not depend on where blocks end.
+            terms = np.vstack([self.sums, weights[:, None] * values])
+            self.sums = np.cumsum(terms, axis=0)[-1]
             self.samples += weights.sum()
             self._values.clear()
             self._weights.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far."""
+        self._sum()
+        return {"sums": self.sums.copy(), "samples": float(self.samples)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from the sums that `state_dict` returned."""
+        self.sums, self.samples = np.array(state["sums"]), state["samples"]
 
     def result(self) -> Values:
         """The means so far."""

@@ -21,6 +21,12 @@ KINDS = ("mean", "variance", "mean_square", "velocity")  # of accumulators
 STARTED = ("variance", "mean_square")  # those that start at ``initial_accumulator``
 
 
+def needed_kinds(hyperparameters: Hyperparameters) -> tuple[str, ...]:
+    """The accumulators that a rule keeps for each parameter."""
+    kinds = ("mean", "variance") if hyperparameters.centered else ("mean_square",)
+    return (*kinds, "velocity") if hyperparameters.momentum else kinds
+
+
 class State:
     """What RMSProp remembers between updates: shared variables, by name.
 

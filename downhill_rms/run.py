@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from downhill_rms.dataset import BoundDataset
-from downhill_rms.monitors import Values
+from downhill_rms.monitors import PassMean, Values
 from downhill_rms.parameters import Arrays
+from downhill_rms.sources import Batch
 from downhill_rms.stopping import Patience, StopReason
 
 # The keywords of ``iterate`` that are no hyperparameters.
 OPTIONS = (
     *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
-    *("min_improvement", "restore_best", "batch_size"),
+    *("min_improvement", "restore_best", "batch_size", "on_divergence"),
 )
+
+
+PROGRESS = ("updates", "epochs", "batches", "finished")
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,22 @@ class Best:
     monitors: Values
     params: Arrays
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as named arrays and plain values."""
+        state = {f"best/{n}": getattr(self, n) for n in ("loss", "epoch", "update")}
+        state["best/monitors"] = json.dumps(self.monitors)
+        return state | {f"best/param/{name}": v.copy() for name, v in self.params.items()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], names: Sequence[str]) -> Best | None:
+        """The best that `state_dict` described; None if there is none in the state."""
+        if "best/loss" not in state:
+            return None
+        counts = (state["best/epoch"], state["best/update"])
+        monitors = json.loads(state["best/monitors"])
+        params = {name: np.array(state[f"best/param/{name}"]) for name in names}
+        return cls(state["best/loss"], *counts, monitors, params)
+
 
 @dataclass
 class Run:
@@ -57,8 +82,16 @@ class Run:
         Epochs from one validation to the next.
     restore_best : bool
         Whether the best parameters are left in place.
-    updates, epochs : int
-        Progress of this run.
+    on_divergence : {"stop", "raise"}
+        What follows when the loss is not finite.
+    updates, epochs, batches : int
+        Progress of this run, and minibatches of the current epoch.
+    latest : dict of str to float
+        Monitors of the latest validation.
+    means : PassMean or None
+        Sums of the current epoch; None between two epochs.
+    finished : bool
+        Whether the run came to its own end.
     """
 
     train: BoundDataset
@@ -68,8 +101,13 @@ class Run:
     max_epochs: int | None
     validate_every: int
     restore_best: bool
+    on_divergence: str = "stop"
     updates: int = 0
     epochs: int = 0
+    batches: int = 0
+    latest: Values = field(default_factory=dict)
+    means: PassMean | None = None
+    finished: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -81,6 +119,10 @@ class Run:
                 raise ValueError(
                     f"{name} is an integer of at least 1: received {value!r}. Give one."
                 )
+        if self.on_divergence not in ("stop", "raise"):
+            raise ValueError(
+                f"on_divergence is 'stop' or 'raise': received {self.on_divergence!r}. Give one."
+            )
 
     @property
     def seconds(self) -> float:
@@ -92,18 +134,90 @@ class Run:
         """Whether the update limit is reached."""
         return self.max_updates is not None and self.updates >= self.max_updates
 
-    def after_epoch(self, train_loss: float) -> StopReason | None:
-        """Why the run ends with this epoch, as far as that is known without validating."""
-        if not math.isfinite(train_loss):
-            return StopReason.DIVERGED
+    def open_epoch(self, names: Sequence[str]) -> Iterator[tuple[Batch, int]]:
+        """The minibatches of an epoch, or those that are left of it."""
+        if self.means is None:
+            self.means = PassMean(names)
+        return self.train.epoch(self.batches)
+
+    def count(self, outputs: Sequence[Any], samples: int) -> None:
+        """Take note of an update."""
+        assert self.means is not None
+        self.means.add(outputs, samples)
+        self.updates += 1
+        self.batches += 1
+
+    def close_epoch(self) -> Values:
+        """The means over the epoch, which is over."""
+        assert self.means is not None
+        result = self.means.result()
+        self.means, self.batches = None, 0
+        self.epochs += 1
+        return result
+
+    def limit_reached(self) -> StopReason | None:
+        """Why the run ends here, as far as that is known without the losses."""
         if self.out_of_updates:
             return StopReason.MAX_UPDATES
         if self.max_epochs is not None and self.epochs >= self.max_epochs:
             return StopReason.MAX_EPOCHS
         return None
 
-    def after_validation(self, valid_loss: float) -> StopReason | None:
-        """Why the run ends with this validation."""
-        if not math.isfinite(valid_loss):
+    def after_validation(self) -> StopReason | None:
+        """Why the run ends with the latest validation."""
+        if not math.isfinite(self.latest["loss"]):
             return StopReason.DIVERGED
         return StopReason.PATIENCE if self.patience.exhausted else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that another process needs to go on with the run."""
+        state: dict[str, Any] = {f"run/{name}": getattr(self, name) for name in PROGRESS}
+        state["run/latest"] = json.dumps(self.latest)
+        state["run/best_loss"] = self.patience.best_loss
+        state["run/failures"] = self.patience.failures
+        if self.means is not None:
+            state |= {f"epoch/{name}": value for name, value in self.means.state_dict().items()}
+        if self.train.sampler is not None:
+            order = self.train.sampler.state_dict()
+            state |= {f"train/{name}": value for name, value in order.items()}
+        return state
+
+    def restore(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
+        """Take up the progress that `state_dict` returned."""
+        for name in PROGRESS:
+            setattr(self, name, state[f"run/{name}"])
+        self.finished = False
+        self.latest = json.loads(state["run/latest"])
+        self.patience.best_loss = state["run/best_loss"]
+        self.patience.failures = state["run/failures"]
+        if "epoch/sums" in state:
+            self.means = PassMean(names)
+            self.means.load_state_dict(part(state, "epoch/"))
+        self.restore_order(state)
+
+    def restore_order(self, state: Mapping[str, Any]) -> None:
+        """Put the training data's order where it was.
+
+        Raises
+        ------
+        ValueError
+            If the data are not those that the state was taken with.
+        """
+        sampler, order = self.train.sampler, part(state, "train/")
+        if (sampler is None) != (not order):
+            raise ValueError(
+                "A run goes on with data of the same kind: received arrays in place of ready "
+                "batches, or the reverse. Give the data that it began with."
+            )
+        if sampler is not None:
+            if faults := sampler.check(order):
+                raise ValueError(
+                    "A run goes on with the same training data: "
+                    f"{'; '.join(faults)}. Give the data and sizes that it began with."
+                )
+            sampler.load_state_dict(order)
+
+
+def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries of a state that begin with a prefix, without it."""
+    return {name.removeprefix(prefix): v for name, v in state.items() if name.startswith(prefix)}

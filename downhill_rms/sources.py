@@ -322,18 +322,21 @@ class BatchSource:
         Returns an iterator over the batches of a pass, endless for a callable source.
     specs : sequence of InputSpec or None
         The inputs; None leaves the batches as they are.
+    endless : bool
+        Whether a pass has no end of its own, as with a callable.
     """
 
     def __init__(
         self,
         open_pass: Callable[[], Iterator[Any]],
         specs: Sequence[InputSpec] | None = None,
+        endless: bool = False,
     ) -> None:
-        self.open_pass, self.specs = open_pass, specs
+        self.open_pass, self.specs, self.endless = open_pass, specs, endless
 
     def bind(self, specs: Sequence[InputSpec]) -> BatchSource:
         """The same batches in the order, and cast to the dtypes, of the inputs."""
-        return BatchSource(self.open_pass, specs)
+        return BatchSource(self.open_pass, specs, self.endless)
 
     def batches(self) -> Iterator[Batch]:
         """One pass."""

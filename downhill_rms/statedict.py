@@ -1,91 +1,122 @@
-"""A trainer's state as a flat dict of named arrays and plain values, and back."""
+"""The state of a trainer's steps as a flat dict of named arrays and plain values, and back."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.parameters import Parameters
-from downhill_rms.rmsprop import KINDS, STARTED, State
-
-COUNTS = ("update_count", "epoch_count")
+from downhill_rms.rmsprop import KINDS, STARTED, needed_kinds
+from downhill_rms.steps import Steps
 
 
-def collect(
-    parameters: Parameters,
-    state: State,
-    hyperparameters: Hyperparameters,
-    counts: Mapping[str, int],
-) -> dict[str, Any]:
-    """Copy everything into one flat dict."""
-    values = dict(hyperparameters)
+def signature(steps: Steps) -> str:
+    """What a model is told by: its inputs, parameters and monitors, in order, as JSON."""
+    inputs = [[spec.name, spec.dtype, spec.ndim] for spec in steps.specs]
+    params = [[n, list(v.shape), str(v.dtype)] for n, v in steps.parameters.copy().items()]
+    return json.dumps({"inputs": inputs, "params": params, "monitors": steps.names[1:]})
+
+
+def collect(steps: Steps) -> dict[str, Any]:
+    """Copy parameters, accumulators, hyperparameters, generators and the update count."""
+    values = dict(steps.hyperparameters)
     if not isinstance(values["learning_rate"], float):
         values["learning_rate"] = None  # an expression, which the program itself holds
-    arrays = {f"accumulator/{n}": v.get_value(borrow=True) for n, v in state.accumulators.items()}
-    return {
-        **counts,
-        **{f"hyperparameter/{name}": value for name, value in values.items()},
-        **{f"param/{name}": value for name, value in parameters.copy().items()},
-        **{name: np.array(value, order="C") for name, value in arrays.items()},
-    }
+    accumulators = steps.state.accumulators.items()
+    state: dict[str, Any] = {"signature": signature(steps), "update_count": steps.update_count}
+    state |= {f"hyperparameter/{name}": value for name, value in values.items()}
+    state |= {f"param/{name}": value for name, value in steps.parameters.copy().items()}
+    state |= {f"accumulator/{n}": np.array(v.get_value(), order="C") for n, v in accumulators}
+    state |= {f"generator/{name}": text for name, text in steps.generator_states().items()}
+    for function, keys in steps.generator_keys().items():
+        state |= {f"key/{function}/{index}": key for index, key in enumerate(keys)}
+    return state
 
 
-def check(
-    given: Mapping[str, Any],
-    parameters: Parameters,
-    state: State,
-    hyperparameters: Hyperparameters,
-) -> Hyperparameters:
-    """Compare a state with a trainer's and return its hyperparameters.
+def check(given: Mapping[str, Any], steps: Steps) -> tuple[Hyperparameters | None, list[str]]:
+    """Compare a state with a trainer; its hyperparameters, and every field that differs."""
+    arrays = {f"param/{name}": value for name, value in steps.parameters.copy().items()}
+    required = {*arrays, "signature", "update_count"}
+    required |= {f"hyperparameter/{name}" for name in Hyperparameters.names()}
+    required |= {f"generator/{name}" for name in steps.generators}
+    faults = [f"{name} is missing" for name in required - set(given)]
+    faults += _check_signature(given.get("signature"), signature(steps))
+    for param, name in steps.state.names.items():
+        value = param.get_value(borrow=True)
+        arrays |= {f"accumulator/{name}_{kind}": value for kind in KINDS}
+    faults += _check_arrays(given, arrays)
+    count = given.get("update_count", 0)
+    if not isinstance(count, int | np.integer) or count < 0:
+        faults.append(f"update_count is {count!r}")
+    prefixes = ("param/", "accumulator/", "hyperparameter/", "generator/")
+    known = required | set(arrays)
+    faults += [f"{n} is unknown" for n in given if n.startswith(prefixes) and n not in known]
+    hyperparameters = None
+    if not any(fault.startswith("hyperparameter/") for fault in faults):
+        hyperparameters = _hyperparameters(given, steps, faults)
+    if hyperparameters is not None and any(name.startswith("accumulator/") for name in given):
+        for name in steps.state.names.values():
+            needed = (f"accumulator/{name}_{kind}" for kind in needed_kinds(hyperparameters))
+            faults += [f"{field} is missing" for field in needed if field not in given]
+    return hyperparameters, faults
 
-    Raises
-    ------
-    ValueError
-        With every field that differs.
-    """
-    arrays = {f"param/{name}": value for name, value in parameters.copy().items()}
-    required = {*arrays, *COUNTS, *(f"hyperparameter/{n}" for n in Hyperparameters.names())}
-    for param, name in state.names.items():
-        for kind in KINDS:
-            arrays[f"accumulator/{name}_{kind}"] = param.get_value(borrow=True)
-    faults = [f"{name} is missing" for name in sorted(required - set(given))]
-    faults += [f"{name} is unknown" for name in given if name not in required | set(arrays)]
+
+def _check_signature(found: Any, wanted: str) -> list[str]:
+    try:
+        found, expected = json.loads(found), json.loads(wanted)
+        return [
+            f"{field} are {found[field]} instead of {expected[field]}"
+            for field in expected
+            if found[field] != expected[field]
+        ]
+    except (TypeError, ValueError, KeyError):
+        return [f"signature is {found!r}"]
+
+
+def _check_arrays(given: Mapping[str, Any], arrays: Mapping[str, Any]) -> list[str]:
+    faults = []
     for name in set(arrays) & set(given):
         found, wanted = np.asarray(given[name]), arrays[name]
         if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
             faults.append(
                 f"{name} is {found.shape} {found.dtype} instead of {wanted.shape} {wanted.dtype}"
             )
-    for name in set(COUNTS) & set(given):
-        if not isinstance(given[name], int | np.integer) or given[name] < 0:
-            faults.append(f"{name} is {given[name]!r} instead of a count")
-    if faults:
-        raise ValueError(
-            f"A state fits the trainer that it was taken from: {'; '.join(sorted(faults))}. "
-            "Build the same loss with the same names, shapes and dtypes."
-        )
+    return faults
+
+
+def _hyperparameters(
+    given: Mapping[str, Any], steps: Steps, faults: list[str]
+) -> Hyperparameters | None:
     values = {name: given[f"hyperparameter/{name}"] for name in Hyperparameters.names()}
     if values["learning_rate"] is None:
-        values["learning_rate"] = hyperparameters.learning_rate
-    return Hyperparameters(**values)
+        values["learning_rate"] = steps.hyperparameters.learning_rate
+    try:
+        return Hyperparameters(**values)
+    except (TypeError, ValueError) as error:
+        faults.append(f"hyperparameters: {error}")
+        return None
 
 
-def restore(
-    given: Mapping[str, Any],
-    parameters: Parameters,
-    state: State,
-    hyperparameters: Hyperparameters,
-) -> None:
+def restore(given: Mapping[str, Any], steps: Steps, hyperparameters: Hyperparameters) -> None:
     """Set what `check` has found to fit; accumulators that are not given start afresh."""
-    parameters.set({name: given[f"param/{name}"] for name in parameters.variables})
-    state.reset()
-    for param, name in state.names.items():
+    steps.parameters.put_back(
+        {n: np.array(given[f"param/{n}"]) for n in steps.parameters.variables}
+    )
+    steps.state.reset()
+    for param, name in steps.state.names.items():
         for kind in KINDS:
             value = given.get(f"accumulator/{name}_{kind}")
             if value is not None:
                 start = hyperparameters.initial_accumulator if kind in STARTED else 0.0
-                accumulator = state.accumulator(param, kind, start)
+                accumulator = steps.state.accumulator(param, kind, start)
                 accumulator.set_value(np.array(value, order="C"), borrow=True)
+    steps.update_count = int(given["update_count"])
+    steps.set_generator_states({n: given[f"generator/{n}"] for n in steps.generators})
+    steps.use(dict(hyperparameters))
+    keys: dict[str, list[np.ndarray]] = {"update": [], "evaluation": []}
+    for name in sorted(n for n in given if n.startswith("key/")):
+        keys[name.split("/")[1]].append(np.asarray(given[name]))
+    steps.set_generator_keys(keys)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pytensor.tensor.random.type import RandomType
 
 from downhill_rms import gradients
 from downhill_rms.compiled import CompiledFunction
-from downhill_rms.divergence import explain_infinite
+from downhill_rms.divergence import Divergence, explain_infinite, find_infinite
+from downhill_rms.generators import generator_state, set_generator_state
 from downhill_rms.graph import LossGraph, Update, warn_of_outer_broadcast
 from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
 from downhill_rms.monitors import named_expressions
@@ -48,6 +50,8 @@ class Steps:
         Those in force.
     update_count : int
         Updates made so far.
+    generators : dict of str to SharedVariable
+        Random generators, by name.
     """
 
     def __init__(
@@ -66,6 +70,8 @@ class Steps:
         self.state = State(graph.params, graph.param_names)
         self.hyperparameters = Hyperparameters()
         self.update_count = 0
+        generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
+        self.generators = {f"{i}_{v.name or 'unnamed'}": v for i, v in enumerate(generators)}
         self._evaluation = CompiledFunction(
             "evaluation", graph.inputs, self.outputs, graph.evaluation_updates, mode
         )
@@ -96,6 +102,28 @@ class Steps:
         """Updates with accumulators and numbers of their own."""
         state = State(self.graph.params, self.graph.param_names)
         return [*self._rule(hyperparameters, state), *self.graph.updates]
+
+    def generator_states(self) -> dict[str, str]:
+        """States of the random generators, as JSON, by name."""
+        return {n: generator_state(v.get_value(borrow=True)) for n, v in self.generators.items()}
+
+    def set_generator_states(self, states: Mapping[str, str]) -> None:
+        """Set states that `generator_states` returned."""
+        for name, state in states.items():
+            generator = self.generators[name].get_value(borrow=False)
+            set_generator_state(generator, state)
+            self.generators[name].set_value(generator, borrow=True)
+
+    def generator_keys(self) -> dict[str, list[np.ndarray]]:
+        """States of the generators that functions in JAX mode keep for themselves."""
+        update = [] if self._update is None else self._update.keys
+        return {"update": update, "evaluation": self._evaluation.keys}
+
+    def set_generator_keys(self, keys: Mapping[str, Sequence[np.ndarray]]) -> None:
+        """Set states that `generator_keys` returned."""
+        if self._update is not None:
+            self._update.keys = keys["update"]
+        self._evaluation.keys = keys["evaluation"]
 
     def _rule(self, hyperparameters: Hyperparameters, state: State) -> list[Update]:
         return rmsprop_updates(self.graph.params, self.gradients, hyperparameters, state)
@@ -134,12 +162,26 @@ class Steps:
         """Raise if a loss is not finite, with what it was computed from."""
         if math.isfinite(float(loss)):
             return
-        arrays = {f"input {spec}": array for spec, array in zip(self.specs, batch, strict=True)}
-        arrays |= {f"parameter {n!r}": v for n, v in self.parameters.copy().items()}
         raise ValueError(
             f"A loss is finite before training starts: it is {float(loss)} on {where}. "
-            f"{explain_infinite(arrays)}."
+            f"{explain_infinite(self._inputs(batch) | self._parameters())}."
         )
+
+    def diverge(self, batch: Batch | None, outputs: Sequence[Any] = ()) -> Divergence | None:
+        """What is not finite after an update, or in the parameters alone; None if nothing is."""
+        values = dict(zip(self.names, map(float, outputs), strict=bool(outputs)))
+        arrays = {} if batch is None else self._inputs(batch)
+        accumulators = self.state.accumulators.items()
+        arrays |= {f"accumulator {n!r}": v.get_value(borrow=True) for n, v in accumulators}
+        found = find_infinite(values, arrays | self._parameters())
+        return Divergence(self.update_count, found) if found else None
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return {f"input {spec}": array for spec, array in zip(self.specs, batch, strict=True)}
+
+    def _parameters(self) -> dict[str, Any]:
+        variables = self.parameters.variables.items()
+        return {f"parameter {n!r}": v.get_value(borrow=True) for n, v in variables}
 
     def _look_at_shapes(self, batch: Batch) -> None:
         """Once, when the first minibatch tells the inputs' shapes."""

@@ -1,23 +1,21 @@
-"""The trainer: it compiles a loss and its RMSProp updates, and runs the one loop."""
+"""The trainer: a loss, its parameters and RMSProp, behind one class."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from downhill_rms import statedict
-from downhill_rms.dataset import BoundDataset, Dataset, as_dataset
+from downhill_rms.dataset import Dataset, as_dataset
+from downhill_rms.divergence import Divergence
 from downhill_rms.graph import Update, read_graph
-from downhill_rms.history import History, Record, format_values
+from downhill_rms.history import History
 from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.monitors import PassMean, Values, named_expressions
+from downhill_rms.loop import Loop
+from downhill_rms.monitors import Values, named_expressions
 from downhill_rms.run import Best, Run
 from downhill_rms.sources import by_input, conform
 from downhill_rms.steps import Steps
 from downhill_rms.stopping import Patience, StopReason
-
-log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -50,14 +48,6 @@ class Trainer:
         The parameters' values, by name.
     state : State
         Accumulators, by name.
-    epoch_count : int
-        Epochs trained on so far.
-    history : History
-        One record for each epoch so far.
-    best : Best or None
-        The best validation of the last run.
-    stop_reason : StopReason or None
-        Why the last run ended; None while it runs.
 
     Examples
     --------
@@ -86,15 +76,37 @@ class Trainer:
         self.steps = Steps(self.graph, named, monitor_gradients, mode)
         self.parameters = self.steps.parameters
         self.state = self.steps.state
-        self.epoch_count = 0
-        self.history = History()
-        self.best: Best | None = None
-        self.stop_reason: StopReason | None = None
+        self.loop = Loop(self.steps)
 
     @property
     def update_count(self) -> int:
         """Updates made so far."""
         return self.steps.update_count
+
+    @property
+    def epoch_count(self) -> int:
+        """Epochs trained on so far, one that was cut short included."""
+        return self.loop.epoch_count
+
+    @property
+    def history(self) -> History:
+        """One record for each epoch so far."""
+        return self.loop.history
+
+    @property
+    def best(self) -> Best | None:
+        """The best validation of the last run."""
+        return self.loop.best
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why the last run ended; None while it runs."""
+        return self.loop.stop_reason
+
+    @property
+    def divergence(self) -> Divergence | None:
+        """What was not finite, if the last run ended for that."""
+        return self.loop.divergence
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -164,16 +176,7 @@ class Trainer:
         dict of str to float
             The mean of each over all samples, ``"loss"`` first.
         """
-        return self._evaluate(as_dataset(dataset, "evaluation").bind(self.steps.specs))
-
-    def _evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
-        means = PassMean(self.steps.names)
-        for batch, samples in data.in_order():
-            outputs = self.steps.evaluate(batch)
-            if must_be_finite:
-                self.steps.refuse_infinite(outputs[0], batch, f"a batch of the {data.name} data")
-            means.add(outputs, samples)
-        return means.result()
+        return self.loop.evaluate(as_dataset(dataset, "evaluation").bind(self.steps.specs))
 
     def iterate(
         self,
@@ -186,6 +189,7 @@ class Trainer:
         patience: float = 5,
         min_improvement: float = 0.0,
         restore_best: bool = True,
+        on_divergence: str = "stop",
         batch_size: int | None = None,
         **hyperparameters: Any,
     ) -> Iterator[tuple[Values, Values]]:
@@ -208,6 +212,10 @@ class Trainer:
             Relative improvement of the validation loss that counts.
         restore_best : bool
             Leave the parameters of the best validation in place, whatever ends the run.
+        on_divergence : {"stop", "raise"}
+            What follows when the loss of an update, or a parameter at a validation, is NaN or
+            infinite: the run stops with the best parameters in place, and ``divergence`` says
+            what was found; or a `DivergenceError` says it too.
         batch_size : int, optional
             Samples in a minibatch, for data that are not a `Dataset` yet (32).
         **hyperparameters
@@ -230,19 +238,22 @@ class Trainer:
         Leaving the loop with ``break`` ends the run when the iterator is closed: at once in
         ``for ... in trainer.iterate(...)``, and at ``close()`` for an iterator that is kept.
         """
-        self.steps.use(hyperparameters)
-        if train is None and self.steps.specs:
+        self.steps.changed(hyperparameters)  # a typo shows before data are read
+        specs = self.steps.specs
+        if train is None and specs:
             raise ValueError(
-                f"A loss with inputs needs data: train is None for {len(self.steps.specs)} inputs "
-                f"({', '.join(map(str, self.steps.specs))}). Give train=."
+                f"A loss with inputs needs data: train is None for {len(specs)} inputs "
+                f"({', '.join(map(str, specs))}). Give train=."
             )
-        data = judge = as_dataset(train, "train", batch_size).bind(self.steps.specs)
+        data = judge = as_dataset(train, "train", batch_size).bind(specs)
         if valid is not None:
             size = None if isinstance(valid, Dataset) else batch_size
-            judge = as_dataset(valid, "valid", size).bind(self.steps.specs)
-        judgement = Patience(patience, min_improvement)
-        limits = (max_updates, max_epochs, validate_every, restore_best)
-        return self._run(Run(data, judge, judgement, *limits))
+            judge = as_dataset(valid, "valid", size).bind(specs)
+        patient = Patience(patience, min_improvement)
+        limits = (max_updates, max_epochs, validate_every)
+        run = Run(data, judge, patient, *limits, restore_best, on_divergence)
+        self.steps.use(hyperparameters)
+        return self.loop.start(run)
 
     def minimize(self, *args: Any, **kwargs: Any) -> tuple[Values, Values]:
         """Train to the end: `iterate` with the same arguments, run until it stops.
@@ -257,59 +268,6 @@ class Trainer:
         for train, valid in self.iterate(*args, **kwargs):
             values = train, valid
         return values
-
-    def _run(self, run: Run) -> Iterator[tuple[Values, Values]]:
-        self.stop_reason, self.best = None, None
-        reason: StopReason | None = StopReason.ERROR  # of whatever is not named below
-        try:
-            valid, _ = self._validate(run)
-            running = True
-            while running:
-                train = self._train_epoch(run)
-                ending = run.after_epoch(train["loss"])
-                best, validated = False, ending or run.epochs % run.validate_every == 0
-                if validated and ending is not StopReason.DIVERGED:
-                    valid, best = self._validate(run)
-                    ending = ending or run.after_validation(valid["loss"])
-                counts = (self.epoch_count, self.update_count, run.seconds)
-                self.history.append(Record(*counts, train, valid, bool(validated), best))
-                log.info("%s", self.history[-1])
-                running = ending is None
-                yield train, valid
-            reason = ending
-        except GeneratorExit:
-            reason = StopReason.ABANDONED
-            raise
-        except KeyboardInterrupt:
-            reason = StopReason.INTERRUPTED
-        finally:
-            self.stop_reason = reason
-            if run.restore_best and self.best is not None:
-                self.set_params("best")
-            log.info("stopped: %s", reason)
-
-    def _train_epoch(self, run: Run) -> Values:
-        """Follow one pass through the training data, an update for each minibatch."""
-        means = PassMean(self.steps.names)
-        for batch, samples in run.train.epoch():
-            means.add(self.steps.update(batch), samples)
-            run.updates += 1
-            if run.out_of_updates:
-                break
-        run.epochs += 1
-        self.epoch_count += 1
-        return means.result()
-
-    def _validate(self, run: Run) -> tuple[Values, bool]:
-        """Monitors of the validation data, and whether they are the best of the run."""
-        valid = self._evaluate(run.valid, must_be_finite=run.epochs == 0)
-        if run.epochs == 0:
-            log.info("before training: valid %s", format_values(valid))
-        best = run.patience.improves(valid["loss"])
-        if best:
-            counts = (self.epoch_count, self.update_count)
-            self.best = Best(valid["loss"], *counts, valid, self.parameters.copy())
-        return valid, best
 
     def set_params(self, targets: str | Sequence[Any] | Mapping[str, Any] = "best") -> None:
         """Set the parameters.
@@ -344,12 +302,7 @@ class Trainer:
             ``update_count``, ``epoch_count`` and so on. A learning rate that is a schedule or a
             shared variable is given as None.
         """
-        return statedict.collect(
-            self.parameters,
-            self.state,
-            self.hyperparameters,
-            {"update_count": self.update_count, "epoch_count": self.epoch_count},
-        )
+        return self.loop.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken, in a trainer of the same loss.
@@ -357,7 +310,8 @@ class Trainer:
         Parameters
         ----------
         state : mapping
-            What `state_dict` returned.
+            What `state_dict` returned. If it was taken while a run went on, the next call of
+            ``iterate`` or ``minimize`` goes on with that run, from the same minibatch.
 
         Raises
         ------
@@ -365,9 +319,4 @@ class Trainer:
             With every field that is missing, unknown, or of another shape or dtype; nothing is
             changed then.
         """
-        new = statedict.check(state, self.parameters, self.state, self.hyperparameters)
-        self.state.assign(new)
-        statedict.restore(state, self.parameters, self.state, new)
-        self.steps.update_count = int(state["update_count"])
-        self.epoch_count = int(state["epoch_count"])
-        self.steps.use(dict(new))
+        self.loop.load_state_dict(state)

@@ -10,12 +10,14 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 # Whatever stands further down may import what stands further up, and never the reverse.
 LAYERS = [
-    {"graph", "sources", "monitors", "stopping", "divergence"},
+    {"graph", "sources", "monitors", "stopping", "divergence", "generators", "signals"},
     {"gradients", "dataset", "history", "compiled"},
     {"hyperparameters"},
     {"rmsprop", "presets", "parameters"},
-    {"run", "statedict"},
+    {"run"},
     {"steps"},
+    {"statedict"},
+    {"loop"},
     {"trainer"},
     {"__init__"},
 ]

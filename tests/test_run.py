@@ -13,29 +13,46 @@ def make(max_updates=None, max_epochs=None, patience=0, **progress):
 
 
 @pytest.mark.parametrize(
-    ("run", "loss", "reason"),
+    ("run", "reason"),
     [
-        (make(), 1.0, None),
-        (make(max_updates=5, updates=4), 1.0, None),
-        (make(max_updates=5, updates=5), 1.0, StopReason.MAX_UPDATES),
-        (make(max_epochs=2, epochs=2), 1.0, StopReason.MAX_EPOCHS),
-        (make(5, 2, updates=5, epochs=2), 1.0, StopReason.MAX_UPDATES),
-        (make(5, 2, updates=5, epochs=2), math.nan, StopReason.DIVERGED),
-        (make(), -math.inf, StopReason.DIVERGED),
+        (make(), None),
+        (make(max_updates=5, updates=4), None),
+        (make(max_updates=5, updates=5), StopReason.MAX_UPDATES),
+        (make(max_epochs=2, epochs=2), StopReason.MAX_EPOCHS),
+        (make(5, 2, updates=5, epochs=2), StopReason.MAX_UPDATES),
     ],
 )
-def test_after_an_epoch(run, loss, reason):
-    assert run.after_epoch(loss) is reason
+def test_limits(run, reason):
+    assert run.limit_reached() is reason
 
 
 def test_after_a_validation():
-    run = make(patience=0)
-    assert run.after_validation(1.0) is None
+    run = make(patience=0, latest={"loss": 1.0})
+    assert run.after_validation() is None
     run.patience.improves(1.0)
     run.patience.improves(1.0)
-    assert run.after_validation(1.0) is StopReason.PATIENCE
-    assert run.after_validation(math.nan) is StopReason.DIVERGED
+    assert run.after_validation() is StopReason.PATIENCE
+    run.latest = {"loss": math.nan}
+    assert run.after_validation() is StopReason.DIVERGED
     assert str(StopReason.PATIENCE) == "patience"
+
+
+def test_progress_of_an_epoch():
+    run = make()
+    run.train = FakeEpoch()
+    assert list(run.open_epoch(["loss"])) == [0]
+    run.count([3.0], 2)
+    assert list(run.open_epoch(["loss"])) == [1]
+    run.count([6.0], 1)
+    assert run.close_epoch() == {"loss": 4.0}
+    assert (run.updates, run.batches, run.epochs, run.means) == (2, 0, 1, None)
+
+
+class FakeEpoch:
+    """Training data that only say how much of their epoch was delivered."""
+
+    def epoch(self, delivered):
+        return iter([delivered])
 
 
 def test_seconds_go_forward():

@@ -304,6 +304,10 @@ def test_nan_during_training_restores_the_best(mode):
     trainer.minimize(Dataset(batches, iteration_size=3), [DATA, TARGET], **options)
     assert trainer.stop_reason is StopReason.DIVERGED
     assert trainer.epoch_count == 3
+    assert trainer.update_count == 7  # the update that saw it was the last
+    assert trainer.divergence.update == 7
+    assert trainer.divergence.found[0] == "loss is nan"
+    assert any("150 of 150 values of input 'x'" in text for text in trainer.divergence.found)
     assert trainer.best.epoch == 2
     assert np.isfinite(w.get_value()).all()
     np.testing.assert_array_equal(w.get_value(), trainer.best.params["w"])

@@ -1,0 +1,200 @@
+"""The one loop: epochs of updates, validations, and every way out of it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from downhill_rms import statedict
+from downhill_rms.dataset import BoundDataset
+from downhill_rms.divergence import Divergence, DivergenceError
+from downhill_rms.history import History, Record, format_values
+from downhill_rms.monitors import PassMean, Values
+from downhill_rms.run import Best, Run
+from downhill_rms.signals import StopSignals
+from downhill_rms.steps import Steps
+from downhill_rms.stopping import StopReason
+
+log = logging.getLogger(__name__)
+
+
+class Loop:
+    """Follow minibatches from a data set through updates and validations.
+
+    Parameters
+    ----------
+    steps : Steps
+        What happens to one minibatch.
+
+    Attributes
+    ----------
+    epoch_count : int
+        Epochs so far.
+    history : History
+        One record for each.
+    best : Best or None
+        The best validation of the last run.
+    stop_reason : StopReason or None
+        Why the last run ended.
+    divergence : Divergence or None
+        What was not finite, if it ended for that.
+    run : Run or None
+        The last run.
+    pending : dict
+        A run as it was loaded, until the next run takes it up.
+    """
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self.epoch_count = 0
+        self.history = History()
+        self.best: Best | None = None
+        self.stop_reason: StopReason | None = None
+        self.divergence: Divergence | None = None
+        self.run: Run | None = None
+        self.pending: dict[str, Any] = {}
+
+    def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
+        """Means over a data set in its own order."""
+        means = PassMean(self.steps.names)
+        for batch, samples in data.in_order():
+            outputs = self.steps.evaluate(batch)
+            if must_be_finite:
+                self.steps.refuse_infinite(outputs[0], batch, f"a batch of the {data.name} data")
+            means.add(outputs, samples)
+        return means.result()
+
+    def start(self, run: Run) -> Iterator[tuple[Values, Values]]:
+        """Run to the end, handing over the monitors after every epoch.
+
+        Raises
+        ------
+        DivergenceError
+            If training diverged and the run asks for an error; the best parameters are in place.
+        """
+        signals = StopSignals()
+        reason: StopReason | None = StopReason.ERROR  # of whatever is not named below
+        try:
+            signals.install()
+            ending = self._begin(run)
+            while ending is None:
+                ending = self._epoch(run, signals)
+                if ending is StopReason.INTERRUPTED:
+                    break
+                signals.remove()  # the consumer's code has its own handlers
+                yield self.history[-1].train, run.latest
+                signals.install()
+                if signals.received is not None:
+                    ending = ending or StopReason.INTERRUPTED
+            reason = ending
+        except GeneratorExit:
+            reason = StopReason.ABANDONED
+            raise
+        except KeyboardInterrupt:
+            reason = StopReason.INTERRUPTED
+        finally:
+            signals.remove()
+            self._end(run, reason)
+        if reason is StopReason.DIVERGED and run.on_divergence == "raise":
+            raise DivergenceError(str(self.divergence))
+
+    def _begin(self, run: Run) -> StopReason | None:
+        """Validate before the first update, or take up a run that was loaded."""
+        self.stop_reason, self.divergence, self.run = None, None, run
+        pending = self.pending
+        if pending and not pending["run/finished"]:
+            run.restore(pending, self.steps.names)
+            self.pending = {}
+            return run.limit_reached()
+        if pending:
+            run.restore_order(pending)
+        self.best, self.pending = None, {}
+        self._validate(run)
+        log.info("before training: valid %s", format_values(run.latest))
+        return None
+
+    def _end(self, run: Run, reason: StopReason | None) -> None:
+        self.stop_reason = reason
+        restore = self.best is not None and (run.restore_best or reason is StopReason.DIVERGED)
+        if restore and self.best is not None:
+            self.steps.parameters.put_back(self.best.params)
+        # An interrupted run can be taken up from a state, unless its parameters were replaced.
+        run.finished = restore or reason is not StopReason.INTERRUPTED
+        log.info("stopped: %s", reason)
+
+    def _epoch(self, run: Run, signals: StopSignals) -> StopReason | None:
+        """Train for what is left of an epoch, validate if it is time, and record it."""
+        ending = self._train(run, signals)
+        if ending is StopReason.INTERRUPTED:
+            return ending
+        train = run.close_epoch()
+        self.epoch_count += 1
+        ending = ending or run.limit_reached()
+        best, validated = False, ending is not None or run.epochs % run.validate_every == 0
+        if validated and ending is not StopReason.DIVERGED:
+            best = self._validate(run)
+            ending = self._look_at_parameters() or ending or run.after_validation()
+        counts = (self.epoch_count, self.steps.update_count, run.seconds)
+        self.history.append(Record(*counts, train, run.latest, validated, best))
+        log.info("%s", self.history[-1])
+        return ending
+
+    def _train(self, run: Run, signals: StopSignals) -> StopReason | None:
+        """Make an update for each minibatch that is left of the epoch."""
+        for batch, samples in run.open_epoch(self.steps.names):
+            outputs = self.steps.update(batch)
+            run.count(outputs, samples)
+            if not math.isfinite(float(outputs[0])):
+                self.divergence = self.steps.diverge(batch, outputs)
+                return StopReason.DIVERGED
+            if run.out_of_updates:
+                return None
+            if signals.received is not None:
+                return StopReason.INTERRUPTED
+        return None
+
+    def _validate(self, run: Run) -> bool:
+        """Take the monitors of the validation data; whether they are the best of the run."""
+        run.latest = self.evaluate(run.valid, must_be_finite=run.epochs == 0)
+        best = run.patience.improves(run.latest["loss"])
+        if best:
+            counts = (self.epoch_count, self.steps.update_count)
+            params = self.steps.parameters.copy()
+            self.best = Best(run.latest["loss"], *counts, run.latest, params)
+        return best
+
+    def _look_at_parameters(self) -> StopReason | None:
+        self.divergence = self.steps.diverge(None)
+        return None if self.divergence is None else StopReason.DIVERGED
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that another process needs to go on."""
+        state = statedict.collect(self.steps)
+        state |= {"epoch_count": self.epoch_count, "history": self.history.to_json()}
+        if self.best is not None:
+            state |= self.best.state_dict()
+        if self.run is not None:
+            return state | self.run.state_dict()
+        return state | self.pending
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Check all of a state, then take it up."""
+        hyperparameters, faults = statedict.check(state, self.steps)
+        try:
+            history = History.from_json(state["history"])
+            best = Best.from_state(state, list(self.steps.parameters.variables))
+            epoch_count = int(state["epoch_count"])
+        except (KeyError, TypeError, ValueError) as error:
+            faults.append(f"{type(error).__name__} {error}")
+        if faults or hyperparameters is None:
+            raise ValueError(
+                f"A state fits the trainer that it was taken from: {'; '.join(sorted(faults))}. "
+                "Build the same loss with the same names, shapes and dtypes."
+            )
+        statedict.restore(state, self.steps, hyperparameters)
+        self.history, self.best, self.epoch_count = history, best, epoch_count
+        self.run = None
+        prefixes = ("run/", "epoch/", "train/")
+        self.pending = {name: v for name, v in state.items() if name.startswith(prefixes)}
