@@ -57,6 +57,10 @@ class Hyperparameters:
     max_gradient_elem, max_gradient_norm, max_global_norm : float
         Clip each gradient element, each parameter's gradient norm, or the norm over all
         parameters together. 0 for no clip; at most one may be given.
+    max_update : float
+        Bound every element of the step u, before momentum; 0 for no bound. It matters where the
+        centered form meets gradients that stop varying, and steps grow to
+        ``learning_rate * g / sqrt(rms_regularizer)``.
 
     Raises
     ------
@@ -81,6 +85,7 @@ class Hyperparameters:
     max_gradient_elem: float = 0.0
     max_gradient_norm: float = 0.0
     max_global_norm: float = 0.0
+    max_update: float = 0.0
 
     def __new__(cls, **keywords: Any) -> Hyperparameters:
         """Refuse unknown names before the generated ``__init__`` does so with less help."""
@@ -112,7 +117,7 @@ class Hyperparameters:
             self._check_range("decay", 0, 1)
         self._check_range("rms_regularizer", 0, math.inf, open_low=True)
         self._check_range("momentum", 0, 1)
-        for name in ("initial_accumulator", "weight_decay", *CLIPS):
+        for name in ("initial_accumulator", "weight_decay", "max_update", *CLIPS):
             self._check_range(name, 0, math.inf)
 
     def _check_range(self, name: str, low: float, high: float, open_low: bool = False) -> None:
@@ -202,6 +207,7 @@ class Hyperparameters:
             "momentum": self.momentum,
             "weight_decay": self.weight_decay,
             "max_gradient": self[self.clip] if self.clip else 0.0,
+            "max_update": self.max_update,
         }
         if isinstance(self.learning_rate, float):
             values["learning_rate"] = self.learning_rate
@@ -219,6 +225,7 @@ class Hyperparameters:
             self.weight_decay > 0,
             self.decoupled_weight_decay and self.weight_decay > 0,
             self.clip,
+            self.max_update > 0,
             None if isinstance(self.learning_rate, float) else self.learning_rate,
         )
 

@@ -116,7 +116,8 @@ def rmsprop_updates(
 
         r_t = (1 - w) r_{t-1} + w g^2
 
-    Then, without momentum, with classical and with Nesterov's momentum:
+    With ``max_update``, u is then bounded to :math:`[-c, c]` element by element. Then, without
+    momentum, with classical and with Nesterov's momentum:
 
     .. math::
 
@@ -221,6 +222,9 @@ def _update_parameter(
     else:
         denominator = pt.sqrt(variance_t) + epsilon
     u = learning_rate * g / denominator
+    if hyperparameters.max_update:
+        bound = state.numbers["max_update"].astype(dtype)
+        u = pt.clip(u, -bound, bound)
 
     param_tm1 = param
     if hyperparameters.weight_decay > 0 and hyperparameters.decoupled_weight_decay:

@@ -31,6 +31,7 @@ class Oracle:
         max_gradient_elem=0.0,
         max_gradient_norm=0.0,
         max_global_norm=0.0,
+        max_update=0.0,
     ):
         self.params = [np.array(p, dtype=np.float64) for p in params]
         self.learning_rate = learning_rate
@@ -46,6 +47,7 @@ class Oracle:
         self.max_elem = max_gradient_elem
         self.max_norm = max_gradient_norm
         self.max_global_norm = max_global_norm
+        self.max_update = max_update
         self.t = 0
         self.mean = [np.zeros_like(p) for p in self.params]
         self.variance = [np.full_like(p, initial_accumulator) for p in self.params]
@@ -96,6 +98,9 @@ class Oracle:
             u = lr * g / np.sqrt(variance_t + self.epsilon)
         else:
             u = lr * g / (np.sqrt(variance_t) + self.epsilon)
+
+        if self.max_update:
+            u = np.clip(u, -self.max_update, self.max_update)
 
         param = self.params[i]
         if self.weight_decay and self.decoupled:

@@ -22,6 +22,11 @@ GRID = [
     )
 ]
 
+GRID += [
+    {"max_update": 0.004, "centered": centered, **mom, **wd}
+    for centered, mom, wd in itertools.product([True, False], MOMENTA, DECAYS)
+]
+
 
 def describe(options):
     on = [k if v is True else f"{k}={v}" for k, v in options.items() if v is not False]
@@ -105,6 +110,21 @@ def test_float32_constant_gradients_never_cancel(magnitude, mode):
         ours.update(gradients)
         assert all((v.get_value(borrow=True) >= 0).all() for v in variances)
     assert all(np.isfinite(p.get_value()).all() for p in ours.params)
+
+
+def test_max_update_bounds_the_large_steps_of_constant_gradients(mode):
+    """Centered, a constant gradient g ends in steps of learning_rate * g / sqrt(regularizer)."""
+    gradients = [np.full((3, 2), 100.0), np.full(4, -100.0)]
+    steps = {}
+    for bound in (0.0, 0.5):
+        options = {"learning_rate": 1e-4, "rms_regularizer": 1e-8, "max_update": bound}
+        ours = Ours([np.zeros((3, 2)), np.zeros(4)], "float64", mode, **options)
+        for _ in range(2000):
+            before = ours.params[0].get_value()
+            ours.update(gradients)
+        steps[bound] = before - ours.params[0].get_value()
+    np.testing.assert_allclose(steps[0.0], 1e-4 * 100 / 1e-4, rtol=1e-6)
+    np.testing.assert_allclose(steps[0.5], 0.5)
 
 
 def test_subtracting_two_averages_does_cancel_in_float32():

@@ -1,0 +1,56 @@
+"""Handlers that take note, and give back what they replaced."""
+
+import os
+import signal
+
+import pytest
+
+from downhill_rms.signals import StopSignals
+
+
+@pytest.fixture
+def signals():
+    signals = StopSignals()
+    yield signals
+    signals.remove()
+
+
+def test_the_first_is_noted_and_the_second_acts(signals):
+    signals.install()
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signals.received == signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_handlers_of_the_user_come_back(signals):
+    seen = []
+
+    def own(number, frame):
+        seen.append(number)
+
+    former = signal.signal(signal.SIGTERM, own)
+    try:
+        signals.install()
+        signals.install()  # does nothing more
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == []
+        signals.remove()
+        assert signal.getsignal(signal.SIGTERM) is own
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def test_the_second_reaches_the_users_handler(signals):
+    seen = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        signals.install()
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, former)
