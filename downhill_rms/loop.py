@@ -134,8 +134,10 @@ class Loop:
         ending = ending or run.limit_reached()
         best, validated = False, ending is not None or run.epochs % run.validate_every == 0
         if validated and ending is not StopReason.DIVERGED:
+            ending = self._look_at_parameters() or ending
+        if validated and ending is not StopReason.DIVERGED:
             best = self._validate(run)
-            ending = self._look_at_parameters() or ending or run.after_validation()
+            ending = ending or run.after_validation()
         counts = (self.epoch_count, self.steps.update_count, run.seconds)
         self.history.append(Record(*counts, train, run.latest, validated, best))
         log.info("%s", self.history[-1])
