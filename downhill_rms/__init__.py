@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import Dataset, as_dataset
 from downhill_rms.graph import Update
 from downhill_rms.hyperparameters import Hyperparameters
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 RMSProp = Trainer  # the name that downhill gives the same class
 
 __all__ = [
+    "Checkpoint",
     "Dataset",
     "Hyperparameters",
     "RMSProp",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, Literal
@@ -212,15 +213,15 @@ class Dataset:
         return self.iteration_size
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch from its start, as lists of arrays of their own dtypes."""
-        if self.sampler is None:
-            yield from (batch for batch, _ in self.bind(None).epoch())
-            return
-        self.sampler.restart()
-        try:
-            yield from (batch for batch, _ in self.bind(None).epoch())
-        finally:
-            self.sampler.restart()
+        """One epoch from its start, as lists of arrays of their own dtypes.
+
+        Iterators know their own place, and leave that of training where it is.
+        """
+        bound = self.bind(None)
+        if self.sampler is not None:
+            bound.sampler = copy.copy(self.sampler)
+            bound.sampler.restart()
+        return (batch for batch, _ in bound.epoch())
 
     def bind(self, specs: Sequence[InputSpec] | None) -> BoundDataset:
         """Check and cast the data, once, for these inputs.
@@ -300,17 +301,16 @@ class BoundDataset:
 
     def _ready_batches(self, delivered: int = 0) -> Iterator[tuple[Batch, int]]:
         assert isinstance(self.source, BatchSource)
-        if delivered and not self.source.endless:
-            skipped = islice(self.source.batches(), delivered, self.iteration_size)
-            yield from ((batch, self._count_samples(batch)) for batch in skipped)
-            return
-        while self.iteration_size is None or delivered < self.iteration_size:
-            left = None if self.iteration_size is None else self.iteration_size - delivered
-            before = delivered
+        skip = 0 if self.source.endless else delivered
+        count = delivered - skip
+        while self.iteration_size is None or count < self.iteration_size:
+            left = None if self.iteration_size is None else self.iteration_size - count
+            before = count
             for batch in islice(self.source.batches(), left):
-                delivered += 1
-                yield batch, self._count_samples(batch)
-            if delivered == before:
+                count += 1
+                if count > skip:
+                    yield batch, self._count_samples(batch)
+            if count == before:
                 raise ValueError(
                     f"A data set holds at least one batch: {self.name} gave none. If it is an "
                     "iterator that is used up, give a list or a callable."
@@ -362,7 +362,9 @@ def _is_batch(item: Any) -> bool:
     if not isinstance(item, list | tuple | Mapping):
         return False
     values = item.values() if isinstance(item, Mapping) else item
-    return len(item) == 0 or any(hasattr(value, "shape") for value in values)
+    # NumPy's scalars have a shape too, and a list of them is an array.
+    arrays = (v for v in values if hasattr(v, "shape") and getattr(v, "ndim", 1) > 0)
+    return len(item) == 0 or any(True for _ in arrays)
 
 
 def _call_forever(function: Callable[[], Any]) -> Iterator[Any]:

@@ -7,15 +7,22 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import scipy.sparse
+
 from downhill_rms import statedict
+from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import BoundDataset
 from downhill_rms.divergence import Divergence, DivergenceError
 from downhill_rms.history import History, Record, format_values
 from downhill_rms.monitors import PassMean, Values
 from downhill_rms.run import Best, Run
 from downhill_rms.signals import StopSignals
+from downhill_rms.sources import Batch
+from downhill_rms.statefile import CheckpointError, write_state
 from downhill_rms.steps import Steps
 from downhill_rms.stopping import StopReason
+
+MAX_ROLLBACKS = 3
 
 log = logging.getLogger(__name__)
 
@@ -79,8 +86,12 @@ class Loop:
         try:
             signals.install()
             ending = self._begin(run)
+            run.began = True
             while ending is None:
                 ending = self._epoch(run, signals)
+                if ending is StopReason.DIVERGED and self._roll_back(run):
+                    ending = None
+                    continue
                 if ending is StopReason.INTERRUPTED:
                     break
                 signals.remove()  # the consumer's code has its own handlers
@@ -93,7 +104,8 @@ class Loop:
             reason = StopReason.ABANDONED
             raise
         except KeyboardInterrupt:
-            reason = StopReason.INTERRUPTED
+            # The second Ctrl-C: it may have come in the middle of an update.
+            reason, run.began = StopReason.INTERRUPTED, False
         finally:
             signals.remove()
             self._end(run, reason)
@@ -103,8 +115,11 @@ class Loop:
     def _begin(self, run: Run) -> StopReason | None:
         """Validate before the first update, or take up a run that was loaded."""
         self.stop_reason, self.divergence, self.run = None, None, run
+        if run.checkpoint is not None:
+            self._open(run, run.checkpoint)
+            self.run = run
         pending = self.pending
-        if pending and not pending["run/finished"]:
+        if pending and (run.resume or not pending["run/finished"]):
             run.restore(pending, self.steps.names)
             self.pending = {}
             return run.limit_reached()
@@ -115,8 +130,26 @@ class Loop:
         log.info("before training: valid %s", format_values(run.latest))
         return None
 
+    def _open(self, run: Run, checkpoint: Checkpoint) -> None:
+        """Take hold of the directory, and of the newest state in it."""
+        checkpoint.open()
+        if not run.resume and checkpoint.steps():
+            raise CheckpointError(
+                f"A new run begins in a directory without checkpoints: {checkpoint.directory} "
+                "has some. Give resume=True to go on with them, or another directory."
+            )
+        if found := checkpoint.latest():
+            path, state = found
+            self.load_state_dict(state, run.hyperparameters)
+            log.info("going on from %s", path)
+        checkpoint.start(self.pending.get("run/updates", 0), self.pending.get("run/epochs", 0))
+
     def _end(self, run: Run, reason: StopReason | None) -> None:
         self.stop_reason = reason
+        if run.checkpoint is not None:
+            if run.began and reason not in (StopReason.DIVERGED, StopReason.ERROR):
+                self._save(run)
+            run.checkpoint.close()
         restore = self.best is not None and (run.restore_best or reason is StopReason.DIVERGED)
         if restore and self.best is not None:
             self.steps.parameters.put_back(self.best.params)
@@ -141,21 +174,62 @@ class Loop:
         counts = (self.epoch_count, self.steps.update_count, run.seconds)
         self.history.append(Record(*counts, train, run.latest, validated, best))
         log.info("%s", self.history[-1])
-        return ending
+        return ending or self._save_if_due(run)
 
     def _train(self, run: Run, signals: StopSignals) -> StopReason | None:
         """Make an update for each minibatch that is left of the epoch."""
         for batch, samples in run.open_epoch(self.steps.names):
+            before = self.state_dict() if run.save_batch else {}
             outputs = self.steps.update(batch)
             run.count(outputs, samples)
             if not math.isfinite(float(outputs[0])):
                 self.divergence = self.steps.diverge(batch, outputs)
+                self._save_batch(run, before, batch)
                 return StopReason.DIVERGED
             if run.out_of_updates:
                 return None
             if signals.received is not None:
                 return StopReason.INTERRUPTED
+            if ending := self._save_if_due(run):
+                return ending
         return None
+
+    def _save_if_due(self, run: Run) -> StopReason | None:
+        """Save, unless what would be saved is not finite."""
+        if run.checkpoint is None or not run.checkpoint.due(run.updates, run.epochs):
+            return None
+        ending = self._look_at_parameters()
+        if ending is None:
+            self._save(run)
+        return ending
+
+    def _save(self, run: Run) -> None:
+        if run.checkpoint is not None:
+            run.checkpoint.save(self.state_dict(), self.steps.update_count)
+
+    def _save_batch(self, run: Run, before: Mapping[str, Any], batch: Batch) -> None:
+        """Write the minibatch of a divergence and the state before it, for a replay."""
+        if run.save_batch and run.checkpoint is not None:
+            arrays = (a.toarray() if scipy.sparse.issparse(a) else a for a in batch)
+            minibatch = {f"batch/{index}": array for index, array in enumerate(arrays)}
+            name = f"diverged-{self.steps.update_count:09d}.npz"
+            write_state(run.checkpoint.directory / name, {**before, **minibatch})
+
+    def _roll_back(self, run: Run) -> bool:
+        """Return to the last checkpoint with half the learning rate, if that is still allowed."""
+        if run.on_divergence != "rollback" or run.rollbacks >= MAX_ROLLBACKS:
+            return False
+        found = None if run.checkpoint is None else run.checkpoint.latest()
+        if found is None:
+            return False
+        path, state = found
+        learning_rate = float(self.steps.hyperparameters.numbers["learning_rate"]) / 2
+        rollbacks = run.rollbacks + 1
+        self.load_state_dict(state, {"learning_rate": learning_rate})
+        run.restore(self.pending, self.steps.names)
+        self.pending, self.run, run.rollbacks = {}, run, rollbacks
+        log.warning("%s; back to %s with learning rate %g", self.divergence, path, learning_rate)
+        return True
 
     def _validate(self, run: Run) -> bool:
         """Take the monitors of the validation data; whether they are the best of the run."""
@@ -165,6 +239,8 @@ class Loop:
             counts = (self.epoch_count, self.steps.update_count)
             params = self.steps.parameters.copy()
             self.best = Best(run.latest["loss"], *counts, run.latest, params)
+            if run.checkpoint is not None:
+                run.checkpoint.save_best(self.state_dict())
         return best
 
     def _look_at_parameters(self) -> StopReason | None:
@@ -181,9 +257,11 @@ class Loop:
             return state | self.run.state_dict()
         return state | self.pending
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Check all of a state, then take it up."""
-        hyperparameters, faults = statedict.check(state, self.steps)
+    def load_state_dict(
+        self, state: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Check all of a state, then take it up, with some hyperparameters changed."""
+        hyperparameters, faults = statedict.check(state, self.steps, changes or {})
         try:
             history = History.from_json(state["history"])
             best = Best.from_state(state, list(self.steps.parameters.variables))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import BoundDataset
 from downhill_rms.monitors import PassMean, Values
 from downhill_rms.parameters import Arrays
@@ -21,10 +22,11 @@ from downhill_rms.stopping import Patience, StopReason
 OPTIONS = (
     *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
     *("min_improvement", "restore_best", "batch_size", "on_divergence"),
+    *("checkpoint", "resume", "save_batch"),
 )
 
 
-PROGRESS = ("updates", "epochs", "batches", "finished")
+PROGRESS = ("updates", "epochs", "batches", "finished", "rollbacks")
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,16 @@ class Run:
         Epochs from one validation to the next.
     restore_best : bool
         Whether the best parameters are left in place.
-    on_divergence : {"stop", "raise"}
+    on_divergence : {"stop", "raise", "rollback"}
         What follows when the loss is not finite.
+    checkpoint : Checkpoint or None
+        Where states are saved.
+    resume : bool
+        Whether the newest state there is taken up.
+    save_batch : bool
+        Whether the minibatch of a divergence is saved there.
+    hyperparameters : dict
+        Those that the call named.
     updates, epochs, batches : int
         Progress of this run, and minibatches of the current epoch.
     latest : dict of str to float
@@ -92,6 +102,10 @@ class Run:
         Sums of the current epoch; None between two epochs.
     finished : bool
         Whether the run came to its own end.
+    began : bool
+        Whether the first validation is over, and every update since is whole.
+    rollbacks : int
+        Returns to a checkpoint so far.
     """
 
     train: BoundDataset
@@ -102,12 +116,18 @@ class Run:
     validate_every: int
     restore_best: bool
     on_divergence: str = "stop"
+    checkpoint: Checkpoint | None = None
+    resume: bool = False
+    save_batch: bool = False
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     updates: int = 0
     epochs: int = 0
     batches: int = 0
     latest: Values = field(default_factory=dict)
     means: PassMean | None = None
     finished: bool = False
+    began: bool = False
+    rollbacks: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
@@ -119,10 +139,22 @@ class Run:
                 raise ValueError(
                     f"{name} is an integer of at least 1: received {value!r}. Give one."
                 )
-        if self.on_divergence not in ("stop", "raise"):
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        if self.on_divergence not in ("stop", "raise", "rollback"):
             raise ValueError(
-                f"on_divergence is 'stop' or 'raise': received {self.on_divergence!r}. Give one."
+                "on_divergence is 'stop', 'raise' or 'rollback': received "
+                f"{self.on_divergence!r}. Give one."
             )
+        wanting = {
+            "resume": self.resume,
+            "save_batch": self.save_batch,
+            "on_divergence='rollback'": self.on_divergence == "rollback",
+        }
+        for name, wanted in wanting.items():
+            if wanted and self.checkpoint is None:
+                raise ValueError(f"{name} needs checkpoints: received none. Give checkpoint=.")
 
     @property
     def seconds(self) -> float:
@@ -161,7 +193,7 @@ class Run:
             return StopReason.MAX_UPDATES
         if self.max_epochs is not None and self.epochs >= self.max_epochs:
             return StopReason.MAX_EPOCHS
-        return None
+        return StopReason.PATIENCE if self.patience.exhausted else None
 
     def after_validation(self) -> StopReason | None:
         """Why the run ends with the latest validation."""

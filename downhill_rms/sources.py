@@ -82,34 +82,40 @@ def conform(value: Any, spec: InputSpec | None) -> Any:
     if scipy.sparse.issparse(value):
         if spec is None:
             return value
-        _check_type(value, spec)
+        _check_kind(value, spec)
         if spec.sparse is not None:
+            _check_range(value.data, spec)
             # PyTensor multiplies with *, which is a matrix product for matrices alone.
             return SPARSE_KINDS[spec.sparse](value, dtype=spec.dtype)
         value = value.toarray()
-    elif spec is not None and spec.sparse is not None:
-        return conform(SPARSE_KINDS[spec.sparse](np.asarray(value)), spec)
     array = np.asarray(value)
     if spec is not None:
-        _check_type(array, spec)
+        _check_kind(array, spec)
+        _check_range(array, spec)
         array = array.astype(spec.dtype, order="C", copy=False)
+        if spec.sparse is not None:
+            return SPARSE_KINDS[spec.sparse](array)
     return np.require(array, requirements=["C", "A", "W"])
 
 
-def _check_type(array: Any, spec: InputSpec) -> None:
+def _check_kind(array: Any, spec: InputSpec) -> None:
+    """Refuse what no value of this array could mend: its dimensions and its kind of dtype."""
     if array.ndim != spec.ndim:
         raise ValueError(
             f"An array has its input's number of dimensions: received shape {array.shape} for "
             f"{spec}. Reshape the data or change the input."
         )
-    if array.dtype == spec.dtype:
-        return
     if not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
         raise TypeError(
             f"An array is cast to its input's dtype where nothing is lost in kind: received "
             f"{array.dtype} for {spec}. Convert the data with .astype, or change the input."
         )
+
+
+def _check_range(array: np.ndarray, spec: InputSpec) -> None:
     target = np.dtype(spec.dtype)
+    if array.dtype == target:
+        return
     if target.kind in "iu" and array.dtype.itemsize >= target.itemsize and array.size:
         low, high = np.iinfo(target).min, np.iinfo(target).max
         if array.min() < low or array.max() > high:
@@ -162,7 +168,7 @@ def _by_name(batch: Mapping[str, Any], specs: Sequence[InputSpec]) -> list[Any]:
         )
     if set(batch) != set(names):
         raise ValueError(
-            f"Data given by name hold one array for each input: received {sorted(batch)} for "
+            f"Data given by name hold one array for each input: received {sorted(map(str, batch))} for "
             f"inputs {names}. Use the inputs' names."
         )
     return [batch[name] for name in names if name is not None]
@@ -174,8 +180,11 @@ class ArrayColumn:
     def __init__(self, array: np.ndarray, axis: int, spec: InputSpec | None = None) -> None:
         self.array, self.axis, self.spec = array, axis, spec
         self.shape = array.shape
-        # Memory-mapped data are cast a minibatch at a time; the rest is cast here, once.
-        self.exact = spec is not None and not _is_memory_mapped(array)
+        if spec is not None:
+            _check_kind(array, spec)
+        # Memory-mapped data, and those of sparse inputs, are cast a minibatch at a time; the
+        # rest is cast here, once.
+        self.exact = spec is not None and spec.sparse is None and not _is_memory_mapped(array)
         if self.exact:
             self.array = conform(array, spec)
 
@@ -219,7 +228,11 @@ class SlicedColumn:
         return conform(np.take(joined, np.argsort(order), axis=self.axis), self.spec)
 
     def _read(self, selection: slice) -> np.ndarray:
-        return np.asarray(self.array[(slice(None),) * self.axis + (selection,)])
+        return np.asarray(
+            self.array[(slice(None),) * self.axis + (selection,)]
+            if self.axis
+            else self.array[selection]
+        )
 
 
 class SparseColumn:
@@ -232,7 +245,8 @@ class SparseColumn:
 
     def bind(self, spec: InputSpec) -> SparseColumn:
         """The same data, checked and cast for an input."""
-        _check_type(self.matrix, spec)
+        _check_kind(self.matrix, spec)
+        _check_range(self.matrix.data, spec)
         return SparseColumn(self.matrix.astype(spec.dtype, copy=False), self.axis, spec)
 
     def take(self, selection: Selection) -> Any:

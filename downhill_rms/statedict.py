@@ -36,8 +36,18 @@ def collect(steps: Steps) -> dict[str, Any]:
     return state
 
 
-def check(given: Mapping[str, Any], steps: Steps) -> tuple[Hyperparameters | None, list[str]]:
-    """Compare a state with a trainer; its hyperparameters, and every field that differs."""
+def check(
+    given: Mapping[str, Any], steps: Steps, changes: Mapping[str, Any]
+) -> tuple[Hyperparameters | None, list[str]]:
+    """Compare a state with a trainer.
+
+    Returns
+    -------
+    hyperparameters : Hyperparameters or None
+        Those of the state with ``changes`` made; None if they are at fault.
+    faults : list of str
+        Every field that differs.
+    """
     arrays = {f"param/{name}": value for name, value in steps.parameters.copy().items()}
     required = {*arrays, "signature", "update_count"}
     required |= {f"hyperparameter/{name}" for name in Hyperparameters.names()}
@@ -61,7 +71,7 @@ def check(given: Mapping[str, Any], steps: Steps) -> tuple[Hyperparameters | Non
         for name in steps.state.names.values():
             needed = (f"accumulator/{name}_{kind}" for kind in needed_kinds(hyperparameters))
             faults += [f"{field} is missing" for field in needed if field not in given]
-    return hyperparameters, faults
+    return _change(hyperparameters, changes, faults), faults
 
 
 def _check_signature(found: Any, wanted: str) -> list[str]:
@@ -98,6 +108,22 @@ def _hyperparameters(
     except (TypeError, ValueError) as error:
         faults.append(f"hyperparameters: {error}")
         return None
+
+
+def _change(
+    hyperparameters: Hyperparameters | None, changes: Mapping[str, Any], faults: list[str]
+) -> Hyperparameters | None:
+    """Numbers may change when a state is taken up; what shapes the graph may not."""
+    if hyperparameters is None:
+        return None
+    changed = hyperparameters.replace(**changes)
+    if changed.structure != hyperparameters.structure:
+        faults += [
+            f"{name} was {hyperparameters[name]!r} and is {changed[name]!r}"
+            for name in changes
+            if changed[name] != hyperparameters[name]
+        ]
+    return changed
 
 
 def restore(given: Mapping[str, Any], steps: Steps, hyperparameters: Hyperparameters) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import Dataset, as_dataset
 from downhill_rms.divergence import Divergence
 from downhill_rms.graph import Update, read_graph
@@ -14,6 +17,7 @@ from downhill_rms.loop import Loop
 from downhill_rms.monitors import Values, named_expressions
 from downhill_rms.run import Best, Run
 from downhill_rms.sources import by_input, conform
+from downhill_rms.statefile import read_state, write_state
 from downhill_rms.steps import Steps
 from downhill_rms.stopping import Patience, StopReason
 
@@ -191,6 +195,9 @@ class Trainer:
         restore_best: bool = True,
         on_divergence: str = "stop",
         batch_size: int | None = None,
+        checkpoint: Checkpoint | None = None,
+        resume: bool = False,
+        save_batch: bool = False,
         **hyperparameters: Any,
     ) -> Iterator[tuple[Values, Values]]:
         """Train, and hand over the monitors after every epoch.
@@ -212,12 +219,22 @@ class Trainer:
             Relative improvement of the validation loss that counts.
         restore_best : bool
             Leave the parameters of the best validation in place, whatever ends the run.
-        on_divergence : {"stop", "raise"}
-            What follows when the loss of an update, or a parameter at a validation, is NaN or
-            infinite: the run stops with the best parameters in place, and ``divergence`` says
-            what was found; or a `DivergenceError` says it too.
+        on_divergence : {"stop", "raise", "rollback"}
+            What follows when the loss of an update, or a parameter at a validation or checkpoint,
+            is NaN or infinite: the run stops with the best parameters in place, and
+            ``divergence`` says what was found; or a `DivergenceError` says it too; or the run
+            returns to the last checkpoint with half the learning rate, three times at most.
         batch_size : int, optional
             Samples in a minibatch, for data that are not a `Dataset` yet (32).
+        checkpoint : Checkpoint, optional
+            Where to save the state while training, and at the end.
+        resume : bool
+            Go on from the newest checkpoint that verifies, as though the run had never stopped;
+            begin where there is none. Numbers that this call names take effect; choices must be
+            those of the checkpoint.
+        save_batch : bool
+            When training diverges, write the guilty minibatch and the state before it beside
+            the checkpoints. It copies the whole state at every update.
         **hyperparameters
             As for `Hyperparameters`; those not named stay as they were.
 
@@ -251,7 +268,13 @@ class Trainer:
             judge = as_dataset(valid, "valid", size).bind(specs)
         patient = Patience(patience, min_improvement)
         limits = (max_updates, max_epochs, validate_every)
-        run = Run(data, judge, patient, *limits, restore_best, on_divergence)
+        run = Run(
+            *(data, judge, patient, *limits, restore_best, on_divergence),
+            checkpoint=checkpoint,
+            resume=resume,
+            save_batch=save_batch,
+            hyperparameters=hyperparameters,
+        )
         self.steps.use(hyperparameters)
         return self.loop.start(run)
 
@@ -264,10 +287,11 @@ class Trainer:
             What the last epoch handed over; ``best`` has the monitors of the parameters that are
             left in place.
         """
-        values: tuple[Values, Values] = ({}, {})
-        for train, valid in self.iterate(*args, **kwargs):
-            values = train, valid
-        return values
+        for _ in self.iterate(*args, **kwargs):
+            pass
+        if not self.history:  # interrupted in the first epoch
+            return {}, {}
+        return self.history[-1].train, self.history[-1].valid
 
     def set_params(self, targets: str | Sequence[Any] | Mapping[str, Any] = "best") -> None:
         """Set the parameters.
@@ -320,3 +344,35 @@ class Trainer:
             changed then.
         """
         self.loop.load_state_dict(state)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write `state_dict` to a file: whole, or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file, by custom ``.npz``. One that is there is replaced.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; an old file is intact then.
+        """
+        write_state(Path(path), self.state_dict())
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Read what `save` or a checkpoint wrote, and take it up as `load_state_dict` does.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged or is none of ours.
+        ValueError
+            If it is the state of another model.
+        """
+        self.load_state_dict(read_state(Path(path)))

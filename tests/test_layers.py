@@ -10,8 +10,17 @@ MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 # Whatever stands further down may import what stands further up, and never the reverse.
 LAYERS = [
-    {"graph", "sources", "monitors", "stopping", "divergence", "generators", "signals"},
-    {"gradients", "dataset", "history", "compiled"},
+    {
+        "graph",
+        "sources",
+        "monitors",
+        "stopping",
+        "divergence",
+        "generators",
+        "signals",
+        "statefile",
+    },
+    {"gradients", "dataset", "history", "compiled", "checkpoint"},
     {"hyperparameters"},
     {"rmsprop", "presets", "parameters"},
     {"run"},
@@ -24,7 +33,7 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # These know neither each other nor the trainer; a record of history holds monitors' values.
-PEERS = {"dataset", "monitors", "stopping", "history"}
+PEERS = {"checkpoint", "dataset", "monitors", "stopping", "history"}
 
 
 def imported(module):

@@ -500,3 +500,11 @@ def test_float32_stays_float32(mode):
     )
     assert w.get_value().dtype == "float32"
     assert {v.get_value().dtype.name for v in trainer.state.accumulators.values()} == {"float32"}
+
+
+def test_lists_of_numpy_scalars_are_arrays(mode):
+    """list(array) holds scalars that have a shape of their own."""
+    x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    trainer = Trainer(pt.sqr(x - w).mean(), mode=mode)
+    values = np.arange(5.0)
+    assert trainer.evaluate([list(values)])["loss"] == pytest.approx(np.mean(values**2))

@@ -1,0 +1,134 @@
+"""Stop real training processes at random instants, resume them, and compare bit for bit.
+
+Every trial trains a regression with shuffling and dropout, a checkpoint every 4 updates, in a
+process of its own. The process is killed (``--how kill``, signal 9) or interrupted (``--how
+interrupt``, Ctrl-C) at random instants and started again until it comes to its end. Its final
+parameters, accumulators, best and history are compared with those of a run that nobody stopped.
+
+    python -m tests.reliability.kill --trials 300
+    python -m tests.reliability.kill --trials 200 --how interrupt --mode NUMBA
+"""
+
+import argparse
+import os
+import pickle
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
+
+SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}
+INTERRUPTED, BROKEN = 3, 4  # exit codes of a training process
+
+
+def train(directory, mode):
+    """Train to the end, or to the next signal, and leave the outcome in a file."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(100, 20))
+    target = features @ rng.normal(size=20)
+    x, y = pt.matrix("x"), pt.vector("y")
+    w = pytensor.shared(np.zeros(20), name="w")
+    _, mask = pt.random.shared_rng(seed=1, name="dropout").bernoulli(0.8, size=x.shape)
+    trainer = Trainer(pt.sqr((x * mask) @ w - y).mean(), inputs=[x, y], mode=mode)
+    trainer.minimize(
+        Dataset([features, target], batch_size=8, rng=2),
+        checkpoint=Checkpoint(directory, every_updates=4, every_epochs=None),
+        resume=True,
+        learning_rate=0.01,
+        momentum=0.9,
+        max_epochs=4,
+        validate_every=1,
+        restore_best=False,
+    )
+    if trainer.stop_reason is StopReason.INTERRUPTED:
+        return INTERRUPTED
+    state = trainer.state_dict()
+    history = [(r.epoch, r.updates, r.train, r.valid, r.best) for r in trainer.history]
+    state.pop("history")
+    (directory / "outcome").write_bytes(pickle.dumps((state, history)))
+    return 0
+
+
+def start(directory, mode):
+    """Fork, so that a trial does not pay for imports; returns the process id."""
+    process = os.fork()
+    if process:
+        return process
+    code = BROKEN
+    try:
+        code = train(directory, mode)
+    except KeyboardInterrupt:
+        code = INTERRUPTED  # before the trainer took note of signals
+    except BaseException as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    finally:
+        os._exit(code)
+
+
+def run_until_done(directory, mode, how, longest):
+    """Stop the process at random instants until one comes to its end; how often it was stopped."""
+    stops = 0
+    while True:
+        process = start(directory, mode)
+        if how is not None:
+            time.sleep(random.uniform(0, longest))
+            os.kill(process, SIGNALS[how])
+        _, status = os.waitpid(process, 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == 0:
+            return stops
+        if code not in (INTERRUPTED, -signal.SIGKILL, -signal.SIGINT):
+            raise RuntimeError(f"the training process ended with {code}")
+        stops += 1
+        longest *= 1.05  # so that a slow machine comes to an end
+
+
+def same(found, expected):
+    """Whether two outcomes are equal, bit for bit."""
+    (state, history), (other, other_history) = map(pickle.loads, (found, expected))
+    if history != other_history or state.keys() != other.keys():
+        return False
+    return all(np.array_equal(state[name], value) for name, value in other.items())
+
+
+def main():
+    """Run the trials and print how many were identical."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--trials", type=int, default=300)
+    parser.add_argument("--how", choices=SIGNALS, default="kill")
+    parser.add_argument("--mode", default="FAST_COMPILE", help="how PyTensor compiles")
+    parser.add_argument("--directory", type=Path, help="where to work")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random.seed(options.seed)
+    identical = stops = 0
+    with tempfile.TemporaryDirectory(dir=options.directory) as folder:
+        unbroken = Path(folder) / "unbroken"
+        for _ in range(2):  # the second is timed with a warm cache
+            began = time.perf_counter()
+            run_until_done(unbroken, options.mode, None, 0)
+            seconds = time.perf_counter() - began
+            expected = (unbroken / "outcome").read_bytes()
+            for path in unbroken.iterdir():
+                path.unlink()
+        for trial in range(options.trials):
+            directory = Path(folder) / str(trial)
+            stops += run_until_done(directory, options.mode, options.how, 1.2 * seconds)
+            identical += same((directory / "outcome").read_bytes(), expected)
+    print(
+        f"{options.how}, {options.mode}: {identical} of {options.trials} bit-identical "
+        f"after {stops} stops, runs of {seconds:.2f} s"
+    )
+    sys.exit(identical < options.trials)
+
+
+if __name__ == "__main__":
+    main()

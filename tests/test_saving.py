@@ -1,0 +1,247 @@
+"""Training with checkpoints: exact resume, real kills, rollback, and what is refused."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+
+from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
+from downhill_rms.statefile import CheckpointError, read_state
+from tests.test_resume import DATA, OPTIONS, TARGET, assert_equal, data, make, outcome, whole_run
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_resume_from_each_file_of_a_run(mode, tmp_path):
+    """With a checkpoint at every update, each is a place to go on from."""
+    expected = whole_run(mode)
+    trainer = make(mode)
+    checkpoint = Checkpoint(tmp_path / "run", every_updates=1, keep=100)
+    trainer.minimize(data(), checkpoint=checkpoint, **OPTIONS)
+    assert_equal(outcome(trainer), expected)
+    files = checkpoint.steps()
+    assert [f.name for f in files] == [f"step-{n:09d}.npz" for n in range(1, 13)]
+    for file in files:
+        directory = tmp_path / file.stem
+        directory.mkdir()
+        (directory / file.name).write_bytes(file.read_bytes())
+        other = make(mode)
+        other.minimize(data(), checkpoint=Checkpoint(directory), resume=True, **OPTIONS)
+        assert_equal(outcome(other), expected)
+
+
+def test_only_the_newest_are_kept_and_the_best_besides(mode, tmp_path):
+    trainer = make(mode)
+    trainer.minimize(data(), checkpoint=Checkpoint(tmp_path, keep=2), **OPTIONS)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["best.npz", "lock", "step-000000008.npz", "step-000000012.npz"]
+    best = read_state(tmp_path / "best.npz")
+    np.testing.assert_array_equal(best["param/w"], trainer.best.params["w"])
+
+
+def test_resume_begins_where_there_is_nothing(mode, tmp_path):
+    trainer = make(mode)
+    trainer.minimize(data(), checkpoint=Checkpoint(tmp_path / "new"), resume=True, **OPTIONS)
+    assert_equal(outcome(trainer), whole_run(mode))
+
+
+def test_a_run_that_was_finished_is_not_run_again(mode, tmp_path):
+    trainer = make(mode)
+    values = trainer.minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    other = make(mode)
+    again = other.minimize(data(), checkpoint=Checkpoint(tmp_path), resume=True, **OPTIONS)
+    assert again == values
+    assert other.stop_reason is StopReason.MAX_EPOCHS
+    assert other.update_count == 12
+
+
+def test_a_finished_run_can_be_prolonged(mode, tmp_path):
+    whole = make(mode)
+    whole.minimize(data(), **OPTIONS | {"max_epochs": 5})
+    trainer = make(mode)
+    trainer.minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    other = make(mode)
+    options = OPTIONS | {"max_epochs": 5}
+    other.minimize(data(), checkpoint=Checkpoint(tmp_path), resume=True, **options)
+    np.testing.assert_array_equal(other.parameters.copy()["w"], whole.parameters.copy()["w"])
+
+
+def test_a_directory_with_checkpoints_is_not_overwritten(mode, tmp_path):
+    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    before = sorted(path.read_bytes() for path in tmp_path.glob("*.npz"))
+    with pytest.raises(CheckpointError, match="resume=True"):
+        make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    assert sorted(path.read_bytes() for path in tmp_path.glob("*.npz")) == before
+
+
+def test_a_damaged_newest_is_passed_over_with_a_warning(mode, tmp_path):
+    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    newest = tmp_path / "step-000000012.npz"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    other = make(mode)
+    with pytest.warns(UserWarning, match="passed over.*step-000000012"):
+        other.minimize(data(), checkpoint=Checkpoint(tmp_path), resume=True, **OPTIONS)
+    assert_equal(outcome(other), whole_run(mode))
+
+
+@pytest.mark.filterwarnings("ignore:A damaged checkpoint")
+def test_if_none_verifies_nothing_starts_again_silently(mode, tmp_path):
+    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    for path in tmp_path.glob("step-*"):
+        path.write_bytes(b"")
+    trainer = make(mode)
+    with pytest.raises(CheckpointError, match="none of 3"):
+        trainer.minimize(data(), checkpoint=Checkpoint(tmp_path), resume=True, **OPTIONS)
+    assert trainer.update_count == 0
+
+
+def test_another_rule_is_refused_and_another_number_taken(mode, tmp_path):
+    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    other = make(mode)
+    options = OPTIONS | {"max_epochs": 4}
+    with pytest.raises(ValueError, match="nesterov was True and is False"):
+        other.minimize(
+            data(), checkpoint=Checkpoint(tmp_path), resume=True, **options | {"nesterov": False}
+        )
+    assert other.update_count == 0
+    options["learning_rate"] = 0.01
+    other.minimize(data(), checkpoint=Checkpoint(tmp_path), resume=True, **options)
+    assert other.hyperparameters.learning_rate == 0.01
+    assert other.update_count == 16
+
+
+def test_another_model_is_refused(mode, tmp_path):
+    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    v = pytensor.shared(np.zeros(3), name="v")
+    x, y = pt.matrix("x"), pt.vector("y")
+    other = Trainer(pt.sqr(x @ v - y).mean(), inputs=[x, y], mode=mode)
+    with pytest.raises(ValueError, match="param/v is missing.*param/w is unknown"):
+        other.minimize(data(), checkpoint=Checkpoint(tmp_path), resume=True)
+    np.testing.assert_array_equal(v.get_value(), 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"resume": True}, "resume"),
+        ({"save_batch": True}, "save_batch"),
+        ({"on_divergence": "rollback"}, "rollback"),
+    ],
+)
+def test_options_that_need_checkpoints(options, name, mode):
+    with pytest.raises(ValueError, match=f"{name}.* needs checkpoints"):
+        make(mode).iterate(data(), **options)
+
+
+def test_save_and_load_a_file(mode, tmp_path):
+    trainer = make(mode)
+    trainer.minimize(data(), **OPTIONS)
+    trainer.save(tmp_path / "model.npz")
+    other = make(mode)
+    other.load(tmp_path / "model.npz")
+    assert_equal(outcome(other), outcome(trainer))
+    with pytest.raises(CheckpointError, match="no-such-file"):
+        other.load(tmp_path / "no-such-file.npz")
+
+
+# Divergence with checkpoints
+
+
+class Spoilt:
+    """Batches of which some are NaN, by their number."""
+
+    def __init__(self, *spoilt):
+        self.spoilt, self.count = spoilt, 0
+
+    def __len__(self):
+        return 4
+
+    def __call__(self):
+        self.count += 1
+        return [DATA * (math.nan if self.count in self.spoilt else 1), TARGET]
+
+
+def test_rollback_returns_to_the_last_checkpoint_with_half_the_learning_rate(mode, tmp_path):
+    trainer = make(mode)
+    checkpoint = Checkpoint(tmp_path, every_updates=2)
+    trainer.minimize(
+        Spoilt(7),
+        [DATA, TARGET],
+        checkpoint=checkpoint,
+        on_divergence="rollback",
+        **OPTIONS,
+    )
+    assert trainer.stop_reason is StopReason.MAX_EPOCHS
+    assert trainer.update_count == 12
+    assert trainer.hyperparameters.learning_rate == OPTIONS["learning_rate"] / 2
+    assert np.isfinite(trainer.parameters.copy()["w"]).all()
+
+
+def test_rollbacks_come_to_an_end(mode, tmp_path):
+    trainer = make(mode)
+    trainer.minimize(
+        Spoilt(*range(7, 100)),
+        [DATA, TARGET],
+        checkpoint=Checkpoint(tmp_path, every_updates=2),
+        on_divergence="rollback",
+        **OPTIONS,
+    )
+    assert trainer.stop_reason is StopReason.DIVERGED
+    assert trainer.hyperparameters.learning_rate == OPTIONS["learning_rate"] / 8
+    for path in tmp_path.glob("*.npz"):
+        state = read_state(path)
+        assert np.isfinite(state["param/w"]).all()
+
+
+def test_the_guilty_minibatch_can_be_replayed(mode, tmp_path):
+    trainer = make(mode)
+    trainer.minimize(
+        Spoilt(7), [DATA, TARGET], checkpoint=Checkpoint(tmp_path), save_batch=True, **OPTIONS
+    )
+    (path,) = tmp_path.glob("diverged-*.npz")
+    assert path.name == "diverged-000000007.npz"
+    state = read_state(path)
+    assert state["update_count"] == 6
+    assert np.isfinite(state["param/w"]).all()
+    replay = make(mode)
+    replay.load_state_dict(state)
+    batch = [state["batch/0"], state["batch/1"]]
+    assert math.isnan(replay.step(batch)["loss"])
+
+
+def test_a_nan_never_enters_a_checkpoint(mode, tmp_path):
+    """The loss does not depend on the first value, so that it alone tells nothing."""
+    w = pytensor.shared(np.ones(2), name="w")
+    trainer = Trainer(pt.sqr(w[1]), mode=mode)
+    options = {"max_epochs": 9, "validate_every": 100}
+    run = trainer.iterate(Dataset(None), checkpoint=Checkpoint(tmp_path, keep=9), **options)
+    for epoch, _ in enumerate(run):
+        if epoch == 3:
+            w.set_value(np.array([math.nan, 1.0]))
+    assert trainer.stop_reason is StopReason.DIVERGED
+    assert [p.name for p in Checkpoint(tmp_path).steps()][-1] == "step-000000004.npz"
+    assert np.isfinite(w.get_value()).all()
+
+
+# Real processes
+
+
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, tmp_path):
+    """The short form of tests/reliability/kill.py."""
+    command = [sys.executable, "-m", "tests.reliability.kill", "--trials", "3", "--how", how]
+    result = subprocess.run(
+        [*command, "--directory", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 of 3" in result.stdout
