@@ -362,9 +362,9 @@ def _is_batch(item: Any) -> bool:
     if not isinstance(item, list | tuple | Mapping):
         return False
     values = item.values() if isinstance(item, Mapping) else item
-    # NumPy's scalars have a shape too, and a list of them is an array.
-    arrays = (v for v in values if hasattr(v, "shape") and getattr(v, "ndim", 1) > 0)
-    return len(item) == 0 or any(True for _ in arrays)
+    # NumPy's scalars have a shape too, but a list of them is an array.
+    arrays = [v for v in values if hasattr(v, "shape") and not isinstance(v, np.generic)]
+    return len(item) == 0 or len(arrays) > 0
 
 
 def _call_forever(function: Callable[[], Any]) -> Iterator[Any]:

@@ -168,8 +168,8 @@ def _by_name(batch: Mapping[str, Any], specs: Sequence[InputSpec]) -> list[Any]:
         )
     if set(batch) != set(names):
         raise ValueError(
-            f"Data given by name hold one array for each input: received {sorted(map(str, batch))} for "
-            f"inputs {names}. Use the inputs' names."
+            "Data given by name hold one array for each input: received "
+            f"{sorted(map(str, batch))} for inputs {names}. Use the inputs' names."
         )
     return [batch[name] for name in names if name is not None]
 

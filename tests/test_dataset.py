@@ -224,7 +224,7 @@ def test_weights_of_batches(axis, expected):
 
 
 def test_weights_of_batches_without_a_sample_axis():
-    assert counts(Dataset([[np.float64(1.0)], [np.float64(2.0)]])) == [1, 1]
+    assert counts(Dataset([[np.array(1.0)], [np.array(2.0)]])) == [1, 1]
     assert counts(Dataset([[], []])) == [1, 1]
 
 

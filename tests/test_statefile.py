@@ -1,0 +1,278 @@
+"""Files of states: every layout goes round, every damage shows, nothing hostile is executed."""
+
+import errno
+import hashlib
+import io
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as stn
+
+from downhill_rms import statefile
+from downhill_rms.statefile import CheckpointError, read_metadata, read_state, write_state
+from tests.reliability import damage
+
+NAN_PAYLOAD = np.array([0x7FF8DEADBEEF0001], dtype="uint64").view("float64")
+LAYOUTS = {
+    "Fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "strided": np.arange(20)[::3],
+    "backwards": np.arange(5.0)[::-1],
+    "0-d": np.array(3.5),
+    "empty": np.zeros((0, 3), dtype="float32"),
+    "complex": np.array([1 + 2j, complex(np.nan, -0.0)]),
+    "big-endian": np.arange(4, dtype=">i4"),
+    "bool": np.array([True, False]),
+    "NaN payload": NAN_PAYLOAD,
+    "negative zero": np.array([-0.0, 0.0]),
+}
+
+
+def round_trip(state, path):
+    write_state(path, state)
+    return read_state(path)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_arrays_come_back_to_the_byte(layout, tmp_path):
+    array = LAYOUTS[layout]
+    found = round_trip({"x": array}, tmp_path / "state.npz")["x"]
+    assert (found.dtype.str, found.shape) == (array.dtype.str, array.shape)
+    assert found.tobytes() == array.tobytes()
+    assert found.flags.writeable
+    assert found.flags.c_contiguous
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    array=stn.arrays(
+        st.one_of(stn.floating_dtypes(), stn.integer_dtypes(), stn.complex_number_dtypes()),
+        stn.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5),
+    )
+)
+def test_any_array_comes_back(array, tmp_path_factory):
+    found = round_trip({"x": array}, tmp_path_factory.mktemp("any") / "state.npz")["x"]
+    assert (found.dtype.str, found.shape) == (array.dtype.str, array.shape)
+    assert found.tobytes() == array.tobytes()
+
+
+def test_plain_values_come_back_as_what_they_are(tmp_path):
+    state = {
+        "i": 2**80,
+        "f": 0.1 + 0.2,
+        "nan": float("nan"),
+        "inf": float("-inf"),
+        "s": "é",
+        "none": None,
+        "true": True,
+        "one": 1,
+        "one.0": 1.0,
+        "zero": -0.0,
+    }
+    found = round_trip(state, tmp_path / "state.npz")
+    assert {k: (type(v), repr(v)) for k, v in found.items()} == {
+        k: (type(v), repr(v)) for k, v in state.items()
+    }
+
+
+def test_numpy_opens_the_file(tmp_path):
+    write_state(tmp_path / "state.npz", {"x": np.arange(3), "n": 1}, {"note": "hello"})
+    with np.load(tmp_path / "state.npz") as file:
+        np.testing.assert_array_equal(file["0"], np.arange(3))
+    metadata = read_metadata(tmp_path / "state.npz")
+    assert metadata["note"] == "hello"
+    assert metadata["versions"]["numpy"] == np.__version__
+
+
+def test_damage_shows(tmp_path):
+    """The short form of python -m tests.reliability.damage."""
+    result = damage.run(tmp_path, truncations=20, flips=150, blocks=20)
+    assert result.silent == 0
+    assert result.other_exceptions == 0
+    assert result.told == 3 * 190
+
+
+# Files that are made to harm, with a digest that is right
+
+
+def hostile(path, members, compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+        archive.comment = b"0" * 64
+    content = path.read_bytes()[:-64]
+    path.write_bytes(content + hashlib.sha256(content).hexdigest().encode())
+
+
+def header(arrays, **changes):
+    fields = {"format": 1, "versions": {}, "metadata": {}, "values": {}, "arrays": arrays}
+    return ("header.json", json.dumps(fields | changes))
+
+
+def npy(array, **kwargs):
+    buffer = io.BytesIO()
+    np.save(buffer, array, **kwargs)
+    return buffer.getvalue()
+
+
+class Bomb:
+    """Leaves a mark if it is ever unpickled."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+ARRAY = npy(np.zeros(3))
+FLOATS = {"x": ["<f8", [3]]}
+HUGE = ARRAY.replace(b"(3,), }", b"(9999999999,), }")[: len(ARRAY)]
+HOSTILE = {
+    "no header": [("0.npy", ARRAY)],
+    "header is no JSON": [("header.json", "{")],
+    "header is a list": [("header.json", "[]")],
+    "header is deep": [("header.json", "[" * 100_000)],
+    "no arrays": [("header.json", json.dumps({"format": 1}))],
+    "older format": [header({}, format=0)],
+    "newer format": [header({}, format=2)],
+    "path outside": [header(FLOATS), ("../0.npy", ARRAY)],
+    "a member too many": [header(FLOATS), ("0.npy", ARRAY), ("1.npy", ARRAY)],
+    "a member too few": [header(FLOATS)],
+    "another dtype": [header({"x": ["<f4", [3]]}), ("0.npy", ARRAY)],
+    "another shape": [header({"x": ["<f8", [4]]}), ("0.npy", ARRAY)],
+    "absurd shape": [header({"x": ["<f8", [9999999999]]}), ("0.npy", HUGE)],
+    "negative shape": [header({"x": ["<f8", [-1]]}), ("0.npy", ARRAY)],
+    "shape of text": [header({"x": ["<f8", ["3"]]}), ("0.npy", ARRAY)],
+    "object dtype": [header({"x": ["|O", [3]]}), ("0.npy", ARRAY)],
+    "record dtype": [header({"x": [[["a", "<f8"]], [3]]}), ("0.npy", ARRAY)],
+    "no npy": [header(FLOATS), ("0.npy", b"x" * 100)],
+    "short npy": [header(FLOATS), ("0.npy", ARRAY[:-8])],
+    "long npy": [header(FLOATS), ("0.npy", ARRAY + b"x")],
+    "giant npy header": [
+        header(FLOATS),
+        ("0.npy", b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b" " * 999),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_hostile_files_are_refused(kind, tmp_path):
+    path = tmp_path / "state.npz"
+    hostile(path, HOSTILE[kind])
+    tracemalloc.start()
+    with pytest.raises(CheckpointError, match="state.npz"):
+        read_state(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_pickles_are_not_executed(tmp_path):
+    mark = tmp_path / "mark"
+    array = np.array([Bomb(mark)], dtype=object)
+    pickle.loads(pickle.dumps(array))
+    assert mark.exists()  # the bomb is live
+    mark.unlink()
+    for dtype in ("|O", "<f8"):
+        path = tmp_path / "state.npz"
+        hostile(path, [header({"x": [dtype, [1]]}), ("0.npy", npy(array, allow_pickle=True))])
+        with pytest.raises(CheckpointError, match="state.npz"):
+            read_state(path)
+    assert not mark.exists()
+
+
+def test_compression_bombs_are_refused(tmp_path):
+    path = tmp_path / "state.npz"
+    big = npy(np.zeros(10_000_000))
+    members = [header({"x": ["<f8", [10_000_000]]}), ("0.npy", big)]
+    hostile(path, members, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 1e6
+    with pytest.raises(CheckpointError, match="compressed member"):
+        read_state(path)
+
+
+# Writes that fail
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(call, tmp_path, monkeypatch):
+    path = tmp_path / "state.npz"
+    write_state(path, {"x": np.arange(3)})
+
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(statefile.os, call, fail)
+    with pytest.raises(CheckpointError, match="No space left.*is intact") as error:
+        write_state(path, {"x": np.arange(4)})
+    assert isinstance(error.value.__cause__, OSError)
+    assert names(tmp_path) == ["state.npz"]
+    np.testing.assert_array_equal(read_state(path)["x"], np.arange(3))
+
+
+def test_an_interrupt_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "state.npz"
+    write_state(path, {"x": np.arange(3)})
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(statefile.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        write_state(path, {"x": np.arange(4)})
+    assert names(tmp_path) == ["state.npz"]
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from downhill_rms.statefile import CheckpointError, read_state, write_state
+path = Path(sys.argv[1]) / "state.npz"
+write_state(path, {"x": np.arange(3)})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+for limit in range(0, 40_000, 2_000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        write_state(path, {"x": np.zeros(5_000)})
+    except CheckpointError:
+        assert [p.name for p in path.parent.iterdir()] == ["state.npz"]
+        assert read_state(path)["x"].tolist() == [0, 1, 2]
+        print("raised")
+"""
+
+
+def test_a_file_size_limit_at_twenty_offsets(tmp_path):
+    assert hasattr(resource, "RLIMIT_FSIZE")
+    assert hasattr(signal, "SIGXFSZ")
+    result = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent)),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["raised"] * 20
+
+
+def test_a_directory_that_vanished(tmp_path):
+    with pytest.raises(CheckpointError, match="could not be written"):
+        write_state(tmp_path / "gone" / "state.npz", {"x": 1})
