@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as stn
 
 from downhill_rms import statefile
 from downhill_rms.statefile import CheckpointError, read_metadata, read_state, write_state
-from tests.reliability import damage
+from tests.reliability import damage, full_disk
 
 NAN_PAYLOAD = np.array([0x7FF8DEADBEEF0001], dtype="uint64").view("float64")
 LAYOUTS = {
@@ -276,3 +276,13 @@ def test_a_file_size_limit_at_twenty_offsets(tmp_path):
 def test_a_directory_that_vanished(tmp_path):
     with pytest.raises(CheckpointError, match="could not be written"):
         write_state(tmp_path / "gone" / "state.npz", {"x": 1})
+
+
+def test_a_disk_that_is_really_full(tmp_path):
+    """The same as python -m tests.reliability.full_disk, where mounting is allowed."""
+    try:
+        raised, whole = full_disk.run(tmp_path)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount a tmpfs")
+    assert raised == 20
+    assert whole

@@ -1,0 +1,152 @@
+"""A directory of checkpoints: when one is due, who holds it, and what is kept."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from downhill_rms import Checkpoint
+from downhill_rms.statefile import CheckpointError, read_state
+from tests.reliability import races
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every_updates": 0}, "every_updates is an integer of at least 1"),
+        ({"every_epochs": 1.5}, "every_epochs is an integer"),
+        ({"every_seconds": 0}, "every_seconds is a number above 0"),
+        ({"keep": None}, "keep is an integer"),
+        ({"every_epochs": None}, "received none of these"),
+    ],
+)
+def test_options(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        Checkpoint(tmp_path, **options)
+
+
+def test_due_by_updates_and_epochs(tmp_path):
+    checkpoint = Checkpoint(tmp_path, every_updates=3, every_epochs=2)
+    checkpoint.start(10, 1)
+    assert [checkpoint.due(n, 1) for n in range(11, 18)] == [
+        *[False, False, True, False, False, True, False]
+    ]
+    assert not checkpoint.due(17, 2)
+    assert checkpoint.due(17, 3)
+    assert not checkpoint.due(18, 3)
+
+
+def test_due_by_seconds(tmp_path):
+    checkpoint = Checkpoint(tmp_path, every_epochs=None, every_seconds=10)
+    now = checkpoint._last[2]
+    assert not checkpoint.due(1000, 1000, now + 9)
+    assert checkpoint.due(1000, 1000, now + 10)
+    assert not checkpoint.due(1000, 1000, now + 19)
+
+
+def test_the_newest_are_kept(tmp_path):
+    with Checkpoint(tmp_path, keep=2) as checkpoint:
+        checkpoint.save_best({"n": 0})
+        for update in (8, 9, 10, 1_000_000_000, 999_999_999):
+            checkpoint.save({"n": update}, update)
+        kept = [path.name for path in checkpoint.steps()]
+        assert kept == ["step-999999999.npz", "step-1000000000.npz"]
+        assert checkpoint.latest()[1] == {"n": 1_000_000_000}
+    assert read_state(tmp_path / "best.npz") == {"n": 0}
+
+
+def test_latest_of_nothing_is_none(tmp_path):
+    assert Checkpoint(tmp_path / "not yet").latest() is None
+
+
+def test_a_damaged_newer_one_is_passed_over(tmp_path):
+    with Checkpoint(tmp_path) as checkpoint:
+        for update in (1, 2, 3):
+            checkpoint.save({"n": update}, update)
+        for update in (2, 3):
+            (tmp_path / f"step-{update:09d}.npz").write_bytes(b"damaged")
+        with pytest.warns(UserWarning, match="passed over") as caught:
+            assert checkpoint.latest()[1] == {"n": 1}
+        assert len(caught) == 2
+        (tmp_path / "step-000000001.npz").write_bytes(b"damaged")
+        with (
+            pytest.warns(UserWarning, match="passed"),
+            pytest.raises(CheckpointError, match="none"),
+        ):
+            checkpoint.latest()
+
+
+def test_a_second_holder_is_told_the_first_ones_process(tmp_path):
+    first, second = Checkpoint(tmp_path), Checkpoint(tmp_path)
+    with first, pytest.raises(CheckpointError, match=f"held by process {os.getpid()}"):
+        second.open()
+    with second:
+        pass
+    first.open()
+    first.open()  # once more does no harm
+    first.close()
+
+
+def test_races_of_two_processes(tmp_path):
+    """The short form of python -m tests.reliability.races."""
+    assert races.run(tmp_path, 5) == (5, 5)
+
+
+def test_a_killed_holder_leaves_no_lock_and_its_temporary_is_removed(tmp_path):
+    program = (
+        "import os, sys\nfrom downhill_rms import Checkpoint\n"
+        "checkpoint = Checkpoint(sys.argv[1])\ncheckpoint.open()\n"
+        "open(os.path.join(sys.argv[1], '.step-000000001.npz.abc.tmp'), 'w').close()\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        check=False,
+    )
+    assert result.returncode == -9
+    assert len(list(tmp_path.glob(".*.tmp"))) == 1
+    with Checkpoint(tmp_path):
+        assert list(tmp_path.glob(".*.tmp")) == []
+
+
+def test_a_read_only_directory_is_found_at_once(tmp_path):
+    """In a process without the privileges of root, which may write everywhere."""
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))
+    directory.chmod(0o555)
+    process = os.fork()
+    if not process:
+        code = 1
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            Checkpoint(directory).open()
+        except CheckpointError as error:
+            code = 0 if "can be written" in str(error) else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(process, 0)
+    left = list(directory.iterdir())
+    directory.rmdir()
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert left == []
+
+
+def test_a_directory_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(CheckpointError, match="can be written"):
+        Checkpoint(tmp_path / "file").open()
+    with pytest.raises(CheckpointError, match="can be written"):
+        Checkpoint(tmp_path / "file" / "below").open()
+
+
+def test_an_array_survives_the_directory(tmp_path):
+    with Checkpoint(tmp_path) as checkpoint:
+        path = checkpoint.save({"w": np.arange(3.0)}, 7, {"why": "test"})
+        np.testing.assert_array_equal(read_state(path)["w"], np.arange(3.0))
