@@ -307,6 +307,43 @@ def test_an_infinite_parameter_is_found_at_the_validation(mode):
     assert np.isfinite(w.get_value()).all()
 
 
+@pytest.mark.parametrize("k", [2, 5, 6])
+def test_an_infinite_gradient_at_update_k_is_seen_by_the_next_loss(k, mode):
+    """sqrt(|.|) has a finite value and an infinite slope at 0: the loss shows it one update on."""
+    x, w = pt.vector("x"), pytensor.shared(np.ones(2), name="w")
+    loss = pt.sqr(w - x[0]).sum() + pt.sqrt(x[1] * w[0])
+    trainer, calls = Trainer(loss, mode=mode), []
+
+    def batches():
+        calls.append(1)
+        return np.array([0.5, 0.0 if len(calls) == k else 1.0])
+
+    options = {"validate_every": 1, "learning_rate": 1e-3, "restore_best": False}
+    trainer.minimize(Dataset(batches, iteration_size=3), [np.array([0.5, 1.0])], **options)
+    assert trainer.stop_reason is StopReason.DIVERGED
+    assert trainer.update_count <= k + 1
+    assert np.isfinite(w.get_value()).all()
+    np.testing.assert_array_equal(w.get_value(), trainer.best.params["w"])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("k", [2, 5])
+def test_bad_data_at_update_k_stop_the_run_at_k(bad, k, mode):
+    x, w = pt.vector("x"), pytensor.shared(np.ones(2), name="w")
+    trainer, calls = Trainer(pt.sqr(w - x).sum(), mode=mode), []
+
+    def batches():
+        calls.append(1)
+        return np.array([0.5, bad if len(calls) == k else 1.0])
+
+    options = {"validate_every": 1, "learning_rate": 1e-3}
+    trainer.minimize(Dataset(batches, iteration_size=3), [np.array([0.5, 1.0])], **options)
+    assert trainer.stop_reason is StopReason.DIVERGED
+    assert trainer.update_count == trainer.divergence.update == k
+    assert "1 of 2 values of input 'x'" in str(trainer.divergence)
+    assert np.isfinite(w.get_value()).all()
+
+
 def test_states_are_copies(mode):
     trainer = make(mode)
     trainer.minimize(data(), **OPTIONS)
