@@ -140,21 +140,27 @@ class Loop:
             )
         if found := checkpoint.latest():
             path, state = found
-            self.load_state_dict(state, run.hyperparameters)
+            changes = dict(run.hyperparameters)
+            if isinstance(changes.get("learning_rate"), int | float):
+                changes["learning_rate"] /= 2 ** state.get("run/rollbacks", 0)
+            self.load_state_dict(state, changes)
             log.info("going on from %s", path)
         checkpoint.start(self.pending.get("run/updates", 0), self.pending.get("run/epochs", 0))
 
     def _end(self, run: Run, reason: StopReason | None) -> None:
         self.stop_reason = reason
         if run.checkpoint is not None:
-            if run.began and reason not in (StopReason.DIVERGED, StopReason.ERROR):
+            lost = reason in (StopReason.DIVERGED, StopReason.ERROR) or not run.began
+            if not lost and self.steps.diverge(None) is None:
                 self._save(run)
             run.checkpoint.close()
-        restore = self.best is not None and (run.restore_best or reason is StopReason.DIVERGED)
-        if restore and self.best is not None:
-            self.steps.parameters.put_back(self.best.params)
+        wanted = run.restore_best or reason is StopReason.DIVERGED
+        # Without a validation of its own, a run has no best and has changed nothing.
+        best = self.best if wanted and run.latest else None
+        if best is not None:
+            self.steps.parameters.put_back(best.params)
         # An interrupted run can be taken up from a state, unless its parameters were replaced.
-        run.finished = restore or reason is not StopReason.INTERRUPTED
+        run.finished = best is not None or reason is not StopReason.INTERRUPTED
         log.info("stopped: %s", reason)
 
     def _epoch(self, run: Run, signals: StopSignals) -> StopReason | None:

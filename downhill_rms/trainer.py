@@ -255,7 +255,12 @@ class Trainer:
         Leaving the loop with ``break`` ends the run when the iterator is closed: at once in
         ``for ... in trainer.iterate(...)``, and at ``close()`` for an iterator that is kept.
         """
-        self.steps.changed(hyperparameters)  # a typo shows before data are read
+        new = self.steps.changed(hyperparameters)  # a typo shows before data are read
+        if on_divergence == "rollback" and not isinstance(new.learning_rate, float):
+            raise ValueError(
+                "learning_rate is a number for on_divergence='rollback', which halves it: received "
+                f"{new.learning_rate!r}. Give a number, or another on_divergence."
+            )
         specs = self.steps.specs
         if train is None and specs:
             raise ValueError(

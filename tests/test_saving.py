@@ -259,3 +259,49 @@ def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 of 3" in result.stdout
+
+
+# Faults found by reading
+
+
+def test_a_run_that_never_began_leaves_the_parameters_alone(mode, tmp_path):
+    """A directory that is held must not put the best of an earlier run in place."""
+    trainer = make(mode)
+    trainer.minimize(data(), **OPTIONS)
+    trainer.set_params([np.full(3, 7.0)])
+    best = trainer.best
+    with Checkpoint(tmp_path), pytest.raises(CheckpointError, match="held by process"):
+        trainer.minimize(data(), checkpoint=Checkpoint(tmp_path))
+    np.testing.assert_array_equal(trainer.parameters.copy()["w"], 7.0)
+    assert trainer.best is best
+
+
+def test_an_abandoned_run_saves_no_nan(mode, tmp_path):
+    w = pytensor.shared(np.ones(2), name="w")
+    trainer = Trainer(pt.sqr(w[1]), mode=mode)
+    for _ in trainer.iterate(checkpoint=Checkpoint(tmp_path, every_epochs=99), max_epochs=9):
+        w.set_value(np.array([math.nan, 1.0]))
+        break
+    assert Checkpoint(tmp_path).steps() == []
+
+
+def test_rollback_needs_a_number_to_halve(mode, tmp_path):
+    with pytest.raises(ValueError, match="learning_rate is a number for on_divergence='rollback'"):
+        make(mode).iterate(
+            data(),
+            checkpoint=Checkpoint(tmp_path),
+            on_divergence="rollback",
+            learning_rate=lambda t: 1 / t,
+        )
+
+
+def test_a_halved_learning_rate_stays_halved_after_a_resume(mode, tmp_path):
+    options = OPTIONS | {"on_divergence": "rollback", "resume": True}
+    make(mode).minimize(
+        Spoilt(7), [DATA, TARGET], checkpoint=Checkpoint(tmp_path, every_updates=2), **options
+    )
+    other = make(mode)
+    options["max_epochs"] = 4
+    other.minimize(Spoilt(), [DATA, TARGET], checkpoint=Checkpoint(tmp_path), **options)
+    assert other.update_count == 16
+    assert other.hyperparameters.learning_rate == OPTIONS["learning_rate"] / 2
