@@ -22,6 +22,7 @@ import numpy as np
 
 FORMAT = 1
 HEADER = "header.json"
+PIECE = 1 << 22  # bytes that are checked, hashed and written together
 DIGEST_SIZE = 64  # hexadecimal digits of a SHA-256
 NPY_HEADER_LIMIT = 1 << 16
 
@@ -87,6 +88,8 @@ def write_state(
             with ThreadPoolExecutor(1) as thread:
                 hashing = _Hashing(file, thread)
                 _write(hashing, state, metadata or {})
+                file.flush()
+                os.fsync(file.fileno())  # the disk works while the thread still hashes
             file.seek(-DIGEST_SIZE, os.SEEK_END)
             file.write(hashing.digest.hexdigest().encode())
             file.flush()
@@ -120,7 +123,9 @@ def _write(file: Any, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> 
                 fields = np.lib.format.header_data_from_array_1_0(contiguous)
                 np.lib.format.write_array_header_1_0(member, fields)
                 # A flat view, since memoryview knows no empty, foreign or 0-d shapes.
-                member.write(contiguous.reshape(-1).view(np.uint8).data)
+                content = contiguous.reshape(-1).view(np.uint8)
+                for start in range(0, len(content), PIECE):
+                    member.write(content[start : start + PIECE].data)
         archive.comment = b"0" * DIGEST_SIZE  # to be replaced by the digest
 
 

@@ -351,3 +351,24 @@ def test_states_are_copies(mode):
     kept = copy.deepcopy(state)
     trainer.minimize(data(), **OPTIONS)
     assert_equal(state, kept)
+
+
+def two_parameters(mode, order, names=("a", "b")):
+    params = [pytensor.shared(np.ones(2), name=name) for name in names]
+    loss = sum(pt.sqr(p).sum() for p in params)
+    return Trainer(loss, params=[params[i] for i in order], mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("order", "names", "message"),
+    [
+        ([1, 0], ("a", "b"), r"params are \[\['b'.*instead of \[\['a'"),
+        ([0, 1], ("a", "c"), "param/b is unknown; param/c is missing"),
+        ([0], ("a", "b"), "param/b is unknown"),
+    ],
+)
+def test_reordered_and_renamed_parameters_are_named(order, names, message, mode):
+    state = two_parameters(mode, [1, 0] if order == [1, 0] else [0, 1]).state_dict()
+    other = two_parameters(mode, [0, 1] if order == [1, 0] else order, names)
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(state)
