@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 import uuid
 import warnings
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +18,22 @@ try:
     import fcntl
 except ImportError:  # Windows has no such lock
     fcntl = None  # type: ignore[assignment]
+
+STEP = re.compile(r"step-(\d{9,})\.npz")
+# What `write_state` leaves of these files, and of no one else's, when it is killed.
+LEFT = re.compile(r"\.(step-\d+|best|diverged-\d+|probe)\.npz\.[0-9a-f]+\.tmp")
+
+_held: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
+
+
+def _let_go_in_child() -> None:
+    # A forked worker that outlives a killed run would hold the lock on.
+    for checkpoint in list(_held):
+        checkpoint.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 class Checkpoint:
@@ -91,10 +109,14 @@ class Checkpoint:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._hold()
-            probe = self.directory / f".{uuid.uuid4().hex}.tmp"
-            probe.write_bytes(b"probe")
-            for left in self.directory.glob(".*.tmp"):  # the probe, and what was killed
-                left.unlink()
+            probe = self.directory / f".probe.npz.{uuid.uuid4().hex}.tmp"
+            try:
+                probe.write_bytes(b"probe")
+            finally:
+                probe.unlink(missing_ok=True)
+            for name in os.listdir(self.directory):
+                if LEFT.fullmatch(name):  # by a process that was killed
+                    (self.directory / name).unlink(missing_ok=True)
         except OSError as error:
             self.close()
             raise CheckpointError(
@@ -109,18 +131,21 @@ class Checkpoint:
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
         except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
+            holder = _holder(lock)
             lock.close()
             raise CheckpointError(
                 f"A checkpoint directory has one run at a time: {self.directory} is held by "
                 f"process {holder}. Wait for it, or give another directory."
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        except BaseException:
+            lock.close()
+            raise
         self._lock = lock
+        _held.add(self)
 
     def close(self) -> None:
         """Let go of the directory."""
@@ -146,10 +171,19 @@ class Checkpoint:
         self, state: Mapping[str, Any], update: int, metadata: Mapping[str, Any] | None = None
     ) -> Path:
         """Write a checkpoint and remove those that are too old."""
+        if update < 0:
+            raise ValueError(f"update counts from 0: received {update!r}. Give a count.")
         path = self.directory / f"step-{update:09d}.npz"
         write_state(path, state, metadata)
-        for old in self.steps()[: -self.keep]:
-            old.unlink(missing_ok=True)
+        try:
+            for old in self.steps()[: -self.keep]:
+                if old != path:  # those with higher numbers may be the damaged ones passed over
+                    old.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(
+                f"The newest {self.keep} checkpoints are kept: an older one in {self.directory} "
+                f"could not be removed ({error}). Change its permissions; {path.name} is whole."
+            ) from error
         return path
 
     def save_best(
@@ -161,9 +195,24 @@ class Checkpoint:
         return path
 
     def steps(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        numbered = self.directory.glob("step-[0-9]*.npz")
-        return sorted(numbered, key=lambda path: (len(path.name), path.name))
+        """All checkpoints, oldest first.
+
+        Raises
+        ------
+        CheckpointError
+            If the directory is there and cannot be read: that is not the same as no checkpoints.
+        """
+        try:
+            names = os.listdir(self.directory)
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(
+                f"A checkpoint directory can be read: {self.directory} cannot ({error}). Give "
+                "another, or change its permissions."
+            ) from error
+        numbered = {name: int(match[1]) for name in names if (match := STEP.fullmatch(name))}
+        return [self.directory / name for name in sorted(numbered, key=numbered.__getitem__)]
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest checkpoint that verifies, and its state; None if there are none.
@@ -190,3 +239,24 @@ class Checkpoint:
                 f"{self.directory} does. Restore one, or begin in another directory."
             )
         return None
+
+
+def _holder(lock: IO[str]) -> str:
+    """The process id in a lock that is held; its holder may be about to write it."""
+    for _ in range(25):
+        lock.seek(0)
+        holder = lock.read().strip()
+        if _is_alive(holder):
+            break
+        time.sleep(0.02)
+    return holder or "unknown"
+
+
+def _is_alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)  # only where there is flock; elsewhere 0 is a real signal
+    except PermissionError:
+        return True  # another user's
+    except (ValueError, OverflowError, OSError):
+        return False  # not written yet, or left by a process that was killed
+    return True

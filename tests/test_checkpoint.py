@@ -1,15 +1,19 @@
 """A directory of checkpoints: when one is due, who holds it, and what is kept."""
 
+import errno
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from downhill_rms import Checkpoint
+from downhill_rms import checkpoint as checkpoint_module
 from downhill_rms.statefile import CheckpointError, read_state
 
 ROOT = Path(__file__).parent.parent
@@ -152,3 +156,115 @@ def test_an_array_survives_the_directory(tmp_path):
     with Checkpoint(tmp_path) as checkpoint:
         path = checkpoint.save({"w": np.arange(3.0)}, 7, {"why": "test"})
         np.testing.assert_array_equal(read_state(path)["w"], np.arange(3.0))
+
+
+# What must never be lost, nor taken from anyone else
+
+
+def test_what_was_just_written_stays_though_damaged_ones_have_higher_numbers(tmp_path):
+    for update in (12, 16, 20):
+        (tmp_path / f"step-{update:09d}.npz").write_bytes(b"damaged")
+    with Checkpoint(tmp_path, keep=1) as checkpoint:
+        path = checkpoint.save({"n": 10}, 10)
+        assert path in checkpoint.steps()
+        with pytest.warns(UserWarning, match="step-000000020"):
+            assert checkpoint.latest() == (path, {"n": 10})
+
+
+def test_files_of_others_are_neither_read_nor_removed(tmp_path):
+    names = [".mine.tmp", ".model.npz.abc.tmp", "step-3-copy.npz", "step-1.npz", "step-x.npz"]
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    (tmp_path / ".directory.tmp").mkdir()
+    with Checkpoint(tmp_path, keep=1) as checkpoint:
+        path = checkpoint.save({"n": 10}, 10)
+        assert checkpoint.steps() == [path]
+    assert {*names, ".directory.tmp"} < {entry.name for entry in tmp_path.iterdir()}
+
+
+def test_an_update_is_not_negative(tmp_path):
+    with Checkpoint(tmp_path) as checkpoint, pytest.raises(ValueError, match="update counts from"):
+        checkpoint.save({"n": 1}, -1)
+
+
+def test_an_unreadable_directory_is_no_empty_one():
+    """Else a run would begin anew, silently."""
+    program = (
+        "import os, sys\nfrom downhill_rms import Checkpoint\n"
+        "if os.getuid() == 0:\n    os.setuid(65534)\n"
+        "print(Checkpoint(sys.argv[1]).latest())\n"
+    )
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))
+    (directory / "step-000000001.npz").write_bytes(b"there")
+    directory.chmod(0o333)
+    if os.getuid():
+        directory.chmod(0o300)
+    result = run("-c", program, directory)
+    directory.chmod(0o700)
+    (directory / "step-000000001.npz").unlink()
+    directory.rmdir()
+    assert "CheckpointError: A checkpoint directory can be read" in result.stderr
+    assert result.stdout == ""
+
+
+WORKER = """
+import os, signal, sys, time
+from downhill_rms import Checkpoint
+checkpoint = Checkpoint(sys.argv[1])
+checkpoint.open()
+worker = os.fork()
+if not worker:
+    for descriptor in range(3):  # so that the test's pipes end with the holder
+        os.close(descriptor)
+    time.sleep(60)
+    os._exit(0)
+print(worker, flush=True)
+if sys.argv[2] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(0.3)  # the worker has let go of what it inherited
+try:
+    Checkpoint(sys.argv[1]).open()
+finally:
+    os.kill(worker, signal.SIGKILL)
+"""
+
+
+def test_a_worker_that_outlives_a_killed_run_holds_no_lock(tmp_path):
+    result = run("-c", WORKER, tmp_path, "killed")
+    worker = int(result.stdout)
+    try:
+        os.kill(worker, 0)  # it lives
+        with Checkpoint(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_a_worker_leaves_the_lock_to_its_run(tmp_path):
+    result = run("-c", WORKER, tmp_path, "alive")
+    assert "CheckpointError: A checkpoint directory has one run at a time" in result.stderr
+
+
+def test_a_file_system_without_locks_leaves_nothing_open(tmp_path, monkeypatch):
+    def refuse(*args):
+        raise OSError(errno.ENOTSUP, "no locks here")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(checkpoint_module.fcntl, "flock", refuse)
+    # The error is kept, and with it the frame that opened the file.
+    with pytest.raises(CheckpointError, match="no locks here") as kept:
+        Checkpoint(tmp_path).open()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert kept.value.__cause__.errno == errno.ENOTSUP
+
+
+def test_a_dead_holders_number_is_not_given_out(tmp_path):
+    """The lock's file names a process that was killed, until the next one has written its own."""
+    dead = int(run("-c", "import os; print(os.getpid())").stdout)
+    with Checkpoint(tmp_path):
+        (tmp_path / "lock").write_text(str(dead))
+        timer = threading.Timer(0.1, (tmp_path / "lock").write_text, [str(os.getpid())])
+        timer.start()
+        with pytest.raises(CheckpointError, match=f"held by process {os.getpid()}"):
+            Checkpoint(tmp_path).open()
+        timer.join()

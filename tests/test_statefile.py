@@ -8,10 +8,12 @@ import os
 import pickle
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import tracemalloc
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,14 @@ class Bomb:
         return (Path.touch, (self.mark,))
 
 
+def npy_header(text):
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def raw(dtype, shape):
+    return npy_header(f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}")
+
+
 ARRAY = npy(np.zeros(3))
 FLOATS = {"x": ["<f8", [3]]}
 HUGE = ARRAY.replace(b"(3,), }", b"(9999999999,), }")[: len(ARRAY)]
@@ -160,6 +170,26 @@ HOSTILE = {
     "no npy": [header(FLOATS), ("0.npy", b"x" * 100)],
     "short npy": [header(FLOATS), ("0.npy", ARRAY[:-8])],
     "long npy": [header(FLOATS), ("0.npy", ARRAY + b"x")],
+    "items of no bytes": [header({"x": ["|S0", [10**13]]}), ("0.npy", raw("|S0", (10**13,)))],
+    "subarray dtype": [
+        header({"x": ["(3,)<f8", [2]]}),
+        ("0.npy", raw("(3,)<f8", (2,)) + bytes(48)),
+    ],
+    "dates": [header({"x": ["<M8[s]", [1]]}), ("0.npy", raw("<M8[s]", (1,)) + bytes(8))],
+    "deprecated dtype": [header({"x": ["a8", [1]]}), ("0.npy", raw("a8", (1,)) + bytes(8))],
+    "no dtype": [header({"x": [None, [3]]}), ("0.npy", ARRAY)],
+    "unfinished npy header": [header(FLOATS), ("0.npy", npy_header("{'descr': ("))],
+    "deep npy header": [header(FLOATS), ("0.npy", npy_header("-" * 60_000 + "1"))],
+    "npy header of Python 2": [
+        header({"x": ["<f8", [1]]}),
+        ("0.npy", raw("<f8", "(1L,)") + bytes(8)),
+    ],
+    "values that are not plain": [header({}, values={"x": [1]})],
+    "name of an array and a value": [header(FLOATS, values={"x": 1}), ("0.npy", ARRAY)],
+    "name twice": [
+        ("header.json", header({})[1].replace('"values": {}', '"values": {"x":1,"x":2}'))
+    ],
+    "format of truth": [header({}, format=True)],
     "giant npy header": [
         header(FLOATS),
         ("0.npy", b"\x93NUMPY\x02\x00" + (1 << 30).to_bytes(4, "little") + b" " * 999),
@@ -202,6 +232,86 @@ def test_compression_bombs_are_refused(tmp_path):
     assert path.stat().st_size < 1e6
     with pytest.raises(CheckpointError, match="compressed member"):
         read_state(path)
+
+
+def peak_of_reading(path):
+    tracemalloc.start()
+    try:
+        read_state(path)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        path.with_suffix(".peak").write_text(str(peak))
+    return peak
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    """Each holds the next, so that 50 arrays of 2 MB would come out of a file of 2 MB."""
+    count, content, directory, places = 50, b"", [], {}
+    arrays = {}
+    for index in reversed(range(count)):
+        payload = content or bytes(2_000_000)
+        data = raw("|u1", f"({len(payload)},)") + payload
+        arrays[str(index)], name = ["|u1", [len(payload)]], f"{index}.npy".encode()
+        crc, size = zlib.crc32(data), len(data)
+        local = (b"PK\3\4", 20, 0, 0, 0, 0, 33, crc, size, size, len(name), 0)
+        content = struct.pack("<4s2B4HL2L2H", *local) + name + data
+        places[index] = (name, crc, size, len(content))
+    name, text = header({str(index): arrays[str(index)] for index in range(count)})
+    name, text = name.encode(), text.encode()
+    fields = (20, 0, 0, 0, 0, 33, zlib.crc32(text), len(text), len(text), len(name), 0)
+    body = struct.pack("<4s2B4HL2L2H", b"PK\3\4", *fields) + name + text + content
+    entries = [(name, zlib.crc32(text), len(text), len(body))]
+    for name, crc, size, back in entries + [places[index] for index in range(count)]:
+        fields = (20, 3, 20, 0, 0, 0, 0, 33, crc, size, size, len(name), 0, 0, 0, 0, 0)
+        entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", *fields, len(body) - back)
+        directory.append(entry + name)
+    end = (b"PK\5\6", 0, 0, count + 1, count + 1, len(b"".join(directory)), len(body), 64)
+    whole = body + b"".join(directory) + struct.pack("<4s4H2LH", *end)
+    path = tmp_path / "state.npz"
+    path.write_bytes(whole + hashlib.sha256(whole).hexdigest().encode())
+    with zipfile.ZipFile(path) as archive:
+        assert sum(member.file_size for member in archive.infolist()) > 40 * len(whole)
+    with pytest.raises(CheckpointError, match="overlapping member"):
+        read_state(path)
+
+
+def test_a_header_of_absurdly_many_fields_is_not_parsed(tmp_path):
+    path = tmp_path / "state.npz"
+    hostile(path, [("header.json", '{"a": [' + "[]," * 3_000_000 + "1]}")])
+    with pytest.raises(CheckpointError, match="absurdly many fields"):
+        peak_of_reading(path)
+    assert int(path.with_suffix(".peak").read_text()) < 3 * path.stat().st_size  # not 22 times
+
+
+def test_reading_takes_little_more_than_the_array(tmp_path):
+    path = tmp_path / "state.npz"
+    write_state(path, {"x": np.zeros(2_000_000)})
+    assert peak_of_reading(path) < 1.5 * 16e6
+
+
+@pytest.mark.parametrize("value", [{1}, [1], np.float32(1), np.array([{}]), np.array(["a"])])
+def test_what_a_file_cannot_hold_is_named(value, tmp_path):
+    with pytest.raises(TypeError, match="received 'x', a "):
+        write_state(tmp_path / "state.npz", {"x": value})
+    assert names(tmp_path) == []
+
+
+def test_a_state_is_saved_while_the_interpreter_shuts_down(tmp_path):
+    """No thread can be started there."""
+    program = (
+        "import atexit, sys\nimport numpy as np\nfrom downhill_rms.statefile import write_state\n"
+        "atexit.register(write_state, sys.argv[1], {'x': np.arange(3)})\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "state.npz")],
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.stderr == ""
+    assert read_state(tmp_path / "state.npz")["x"].tolist() == [0, 1, 2]
 
 
 # Writes that fail

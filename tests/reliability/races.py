@@ -8,6 +8,7 @@ holder's process id, and what the holder writes must load.
 
 import argparse
 import os
+import re
 import sys
 import tempfile
 import time
@@ -27,7 +28,10 @@ def contend(directory, start):
     try:
         checkpoint.open()
     except CheckpointError as error:
-        return REFUSED if "is held by process" in str(error) else WRONG
+        named = re.search(r"is held by process (\d+)\.", str(error))
+        if named:
+            directory.with_suffix(".named").write_text(named[1])
+        return REFUSED if named else WRONG
     time.sleep(0.2)
     checkpoint.save({"holder": os.getpid()}, 1)
     return HELD
@@ -48,6 +52,8 @@ def race(directory):
         processes.append(process)
     codes = {p: os.waitstatus_to_exitcode(os.waitpid(p, 0)[1]) for p in processes}
     refused = sorted(codes.values()) == [HELD, REFUSED]
+    if refused:
+        refused = codes.get(int(directory.with_suffix(".named").read_text())) == HELD
     whole = refused and codes[read_state(directory / "step-000000001.npz")["holder"]] == HELD
     return refused, whole
 
