@@ -1,7 +1,8 @@
 """A trainer's state on disk: one file for each checkpoint, whole or not there at all.
 
-A file is an uncompressed ``.npz`` with a JSON member for what is no array. The last 64 bytes, the
-zip's comment, are the SHA-256 of all bytes before them: no flipped bit goes unnoticed.
+A file is an uncompressed ``.npz`` with a JSON member for what is no array. The values of arrays are
+guarded by the zip's CRC-32, which tells every flipped bit; all other bytes, those checksums among
+them, by a SHA-256 in the file's last 64 bytes, the zip's comment.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import re
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +24,6 @@ import numpy as np
 
 FORMAT = 1
 HEADER = "header.json"
-PIECE = 1 << 22  # bytes that are checked, hashed and written together
 DIGEST_SIZE = 64  # hexadecimal digits of a SHA-256
 CHUNK = 1 << 20  # bytes read at a time, so that reading takes little more than the array
 STRUCTURE_LIMIT = 1 << 20  # bytes of a header outside its strings; parsed, each may take twenty
@@ -37,37 +36,21 @@ class CheckpointError(ValueError):
 
 
 class _Hashing:
-    """A file that is hashed while it is written, but for its last 64 bytes.
+    """A file that is hashed while it is written, but for arrays' values and its last 64 bytes."""
 
-    Large pieces are hashed by a thread, while the disk is waited for.
-    """
-
-    def __init__(self, file: IO[bytes], thread: Executor) -> None:
-        self.file, self.thread = file, thread
-        self.digest, self.position, self.tail = hashlib.sha256(), 0, b""
-        self.last: Future[None] | None = None
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.digest, self.position, self.tail = file, hashlib.sha256(), 0, b""
+        self.values = False  # whether what is written are arrays' values
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        if len(view) >= DIGEST_SIZE:
-            self._hash(self.tail)
-            self._hash(view[:-DIGEST_SIZE])
-            self.tail = bytes(view[-DIGEST_SIZE:])
-        else:
+        if not self.values:
             joined = self.tail + bytes(view)
-            self._hash(joined[:-DIGEST_SIZE])
+            self.digest.update(joined[:-DIGEST_SIZE])
             self.tail = joined[-DIGEST_SIZE:]
         self.file.write(view)
         self.position += len(view)
         return len(view)
-
-    def _hash(self, data: Any) -> None:
-        try:
-            self.last = self.thread.submit(self.digest.update, data)
-        except RuntimeError:  # no threads any more, as while the interpreter shuts down
-            if self.last is not None:
-                self.last.result()
-            self.digest.update(data)
 
     def tell(self) -> int:
         return self.position
@@ -108,11 +91,8 @@ def write_state(
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
-            with ThreadPoolExecutor(1) as thread:
-                hashing = _Hashing(file, thread)
-                _write(hashing, state, metadata or {})
-                file.flush()
-                os.fsync(file.fileno())  # the disk works while the thread still hashes
+            hashing = _Hashing(file)
+            _write(hashing, state, metadata or {})
             file.seek(-DIGEST_SIZE, os.SEEK_END)
             file.write(hashing.digest.hexdigest().encode())
             file.flush()
@@ -146,9 +126,9 @@ def _write(file: Any, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> 
                 fields = np.lib.format.header_data_from_array_1_0(contiguous)
                 np.lib.format.write_array_header_1_0(member, fields)
                 # A flat view, since memoryview knows no empty, foreign or 0-d shapes.
-                content = contiguous.reshape(-1).view(np.uint8)
-                for start in range(0, len(content), PIECE):
-                    member.write(content[start : start + PIECE].data)
+                file.values = True
+                member.write(contiguous.reshape(-1).view(np.uint8).data)
+                file.values = False
         archive.comment = b"0" * DIGEST_SIZE  # to be replaced by the digest
 
 
@@ -197,11 +177,12 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
     """A verified file and its header; whatever is wrong with it becomes one kind of error."""
     try:
-        with open(path, "rb") as file:
-            _verify(file)
-            with zipfile.ZipFile(file) as archive:
-                header = _read_header(archive)
-                yield archive, header
+        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+            _check_members(archive)
+            if archive.comment != _digest(file, archive).encode():
+                raise CheckpointError("is damaged: its SHA-256 is another. Take an older one.")
+            header = _read_header(archive)
+            yield archive, header
     except CheckpointError as error:
         raise CheckpointError(
             f"A checkpoint is whole and of a known format: {path} {error}"
@@ -213,22 +194,40 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
         ) from error
 
 
-def _verify(file: IO[bytes]) -> None:
+def _digest(file: IO[bytes], archive: zipfile.ZipFile) -> str:
+    """The SHA-256 of all bytes but arrays' values, which zipfile checks as they are read."""
     size = file.seek(0, os.SEEK_END)
-    if size <= DIGEST_SIZE:
-        raise CheckpointError(f"has {size} bytes. Take an older one.")
-    file.seek(0)
-    digest, left = hashlib.sha256(), size - DIGEST_SIZE
-    while left:
-        block = file.read(min(left, 1 << 20))
+    digest, position = hashlib.sha256(), 0
+    for member in archive.infolist():
+        if member.filename != HEADER:
+            start, end = _values(file, member)
+            _hash(file, position, start, digest)
+            position = end
+    _hash(file, position, size - DIGEST_SIZE, digest)
+    return digest.hexdigest()
+
+
+def _values(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where the values of an array begin and end: after the zip's and NumPy's headers."""
+    file.seek(member.header_offset + 26)
+    lengths = file.read(4)
+    start = member.header_offset + 30
+    start += int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+    file.seek(start + 8)
+    return start + 10 + int.from_bytes(file.read(2), "little"), start + member.file_size
+
+
+def _hash(file: IO[bytes], start: int, end: int, digest: Any) -> None:
+    file.seek(start)
+    while start < end:
+        block = file.read(min(end - start, CHUNK))
+        if not block:
+            raise CheckpointError("is damaged: it is too short. Take an older one.")
         digest.update(block)
-        left -= len(block)
-    if file.read() != digest.hexdigest().encode():
-        raise CheckpointError("is damaged: its SHA-256 is another. Take an older one.")
-    file.seek(0)
+        start += len(block)
 
 
-def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
+def _check_members(archive: zipfile.ZipFile) -> None:
     members = archive.infolist()
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
@@ -239,6 +238,10 @@ def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
         if member.header_offset + member.file_size > end:
             raise CheckpointError(f"has an overlapping member {member.filename!r}. Do not use it.")
         end = member.header_offset
+
+
+def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
+    members = archive.infolist()
     if not members or members[0].filename != HEADER:
         raise CheckpointError("has no header. Do not use it.")
     header = _parse(archive.read(members[0]))
