@@ -164,6 +164,22 @@ def test_jax_keeps_its_generators_too():
     assert_equal(outcome(other), outcome(trainer))
 
 
+@pytest.mark.filterwarnings("ignore:Skipping", "ignore:The RandomType SharedVariables")
+def test_jax_resumes_in_the_middle_of_an_epoch(monkeypatch):
+    pytest.importorskip("jax")
+    options = OPTIONS | {"max_epochs": 2}
+    whole, trainer, other = make("JAX"), make("JAX"), make("JAX")
+    whole.minimize(data(), **options)
+    dataset = data()
+    with monkeypatch.context() as patch:
+        StopAfter(dataset, patch, 6)
+        trainer.minimize(dataset, **options)
+    assert trainer.update_count == 6
+    other.load_state_dict(trainer.state_dict())
+    other.minimize(data(), **options)
+    assert_equal(outcome(other), outcome(whole))
+
+
 def test_other_training_data_are_refused(mode):
     trainer = make(mode)
     for _ in trainer.iterate(data(), **OPTIONS):
