@@ -222,6 +222,7 @@ class Run:
         self.latest = json.loads(state["run/latest"])
         self.patience.best_loss = state["run/best_loss"]
         self.patience.failures = state["run/failures"]
+        self.means = None
         if "epoch/sums" in state:
             self.means = PassMean(names)
             self.means.load_state_dict(part(state, "epoch/"))

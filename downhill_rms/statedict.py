@@ -16,7 +16,8 @@ from downhill_rms.steps import Steps
 def signature(steps: Steps) -> str:
     """What a model is told by: its inputs, parameters and monitors, in order, as JSON."""
     inputs = [[spec.name, spec.dtype, spec.ndim] for spec in steps.specs]
-    params = [[n, list(v.shape), str(v.dtype)] for n, v in steps.parameters.copy().items()]
+    values = {n: v.get_value(borrow=True) for n, v in steps.parameters.variables.items()}
+    params = [[name, list(value.shape), str(value.dtype)] for name, value in values.items()]
     return json.dumps({"inputs": inputs, "params": params, "monitors": steps.names[1:]})
 
 
@@ -25,11 +26,11 @@ def collect(steps: Steps) -> dict[str, Any]:
     values = dict(steps.hyperparameters)
     if not isinstance(values["learning_rate"], float):
         values["learning_rate"] = None  # an expression, which the program itself holds
-    accumulators = steps.state.accumulators.items()
+    accumulators = {n: v.get_value(borrow=True) for n, v in steps.state.accumulators.items()}
     state: dict[str, Any] = {"signature": signature(steps), "update_count": steps.update_count}
     state |= {f"hyperparameter/{name}": value for name, value in values.items()}
     state |= {f"param/{name}": value for name, value in steps.parameters.copy().items()}
-    state |= {f"accumulator/{n}": np.array(v.get_value(), order="C") for n, v in accumulators}
+    state |= {f"accumulator/{n}": np.array(v, order="C") for n, v in accumulators.items()}
     state |= {f"generator/{name}": text for name, text in steps.generator_states().items()}
     for function, keys in steps.generator_keys().items():
         state |= {f"key/{function}/{index}": key for index, key in enumerate(keys)}
