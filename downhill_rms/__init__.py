@@ -11,6 +11,7 @@ from downhill_rms.graph import Update
 from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.monitors import Values
 from downhill_rms.presets import preset
+from downhill_rms.problem import Problem
 from downhill_rms.stopping import StopReason
 from downhill_rms.trainer import Trainer
 
@@ -22,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "Dataset",
     "Hyperparameters",
+    "Problem",
     "RMSProp",
     "StopReason",
     "Trainer",
@@ -75,6 +77,7 @@ def minimize(
     train_batches: int | None = None,
     valid_batches: int | None = None,
     *,
+    monitor_updates: bool = False,
     mode: Any = None,
     **options: Any,
 ) -> tuple[Values, Values]:
@@ -86,7 +89,7 @@ def minimize(
         A real floating-point scalar.
     train, valid : Dataset or whatever it accepts
         The data.
-    params, inputs, updates, monitors, monitor_gradients, mode
+    params, inputs, updates, monitors, monitor_gradients, monitor_updates, mode
         As for `Trainer`.
     algo : str
         ``"rmsprop"``, as in `build`.
@@ -112,7 +115,8 @@ def minimize(
     >>> abs(float(w.get_value()) - 1) < 0.05
     True
     """
-    trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, mode=mode)
+    keywords = {"monitor_updates": monitor_updates, "mode": mode}
+    trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, **keywords)
     train = as_dataset(train, "train", batch_size, train_batches)
     if valid is not None:
         own = isinstance(valid, Dataset)

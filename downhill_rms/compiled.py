@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytensor
+from pytensor.compile.mode import Mode, get_mode, predefined_modes
+from pytensor.link.vm import VMLinker
 
 from downhill_rms.graph import Update
 
@@ -30,6 +32,8 @@ class CompiledFunction:
         What a call assigns.
     mode : str or Mode, optional
         How PyTensor compiles; its own default if None.
+    say : callable
+        Given a line for the user before the work begins.
     """
 
     def __init__(
@@ -39,9 +43,10 @@ class CompiledFunction:
         outputs: Sequence[Any],
         updates: Sequence[Update],
         mode: Any = None,
+        say: Callable[[str], Any] = str,
     ) -> None:
         self.name, self.inputs, self.outputs = name, inputs, outputs
-        self.updates, self.mode = updates, mode
+        self.updates, self.mode, self.say = updates, mode, say
         self.function: Any = None
         self._keys: Sequence[np.ndarray] = ()  # for a function that is not compiled yet
 
@@ -67,7 +72,9 @@ class CompiledFunction:
 
     def _compile_and_call(self, batch: Sequence[Any]) -> list[Any]:
         # Numba and JAX compile inside the first call, so that it belongs to the measured time.
-        log.info("compiling the %s (once; PyTensor caches the result on disk)", self.name)
+        text = f"compiling the {self.name} (once; PyTensor caches the result on disk)"
+        log.info("%s", text)
+        self.say(text)
         started = time.perf_counter()
         function = pytensor.function(
             list(self.inputs),
@@ -84,6 +91,24 @@ class CompiledFunction:
         self.function = function
         log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)
         return result
+
+
+def check_mode(mode: Any) -> None:
+    """Refuse the name of a mode that PyTensor does not have, before anything is built."""
+    try:
+        get_mode(mode)
+    except Exception as error:
+        raise ValueError(
+            f"A mode is one that PyTensor knows: received {mode!r}. Give one of "
+            f"{', '.join(sorted(predefined_modes))}, or a Mode."
+        ) from error
+
+
+def uncompiled_function(inputs: Sequence[Any], outputs: Any) -> Any:
+    """A function that runs PyTensor's own Python code: it starts at once and compiles nothing."""
+    python = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
+    with pytensor.config.change_flags(cxx=""):
+        return pytensor.function(list(inputs), outputs, mode=python, on_unused_input="ignore")
 
 
 def _jax_states(function: Any) -> list[dict[str, Any]]:

@@ -1,14 +1,39 @@
-"""What happened: one record for each epoch."""
+"""What happened: one record for each epoch, in memory and in files."""
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from downhill_rms.monitors import Values
+
+COUNTS: dict[str, type] = {
+    "epoch": int,
+    "updates": int,
+    "seconds": float,
+    "learning_rate": float,
+    "validated": bool,
+    "best": bool,
+}
+FIELDS = {**COUNTS, "train": dict, "valid": dict}
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+log = logging.getLogger(__name__)
+
+
+class HistoryError(ValueError):
+    """A file that holds no history, or that cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +54,8 @@ class Record:
         Whether that validation was made at the end of this epoch.
     best : bool
         Whether it was the best of the run so far.
+    learning_rate : float
+        The learning rate of the epoch's last update.
     """
 
     epoch: int
@@ -38,6 +65,7 @@ class Record:
     valid: Values
     validated: bool = False
     best: bool = False
+    learning_rate: float = math.nan
 
     def __str__(self) -> str:
         text = f"epoch {self.epoch:4d}  update {self.updates:6d}  train {format_values(self.train)}"
@@ -45,6 +73,31 @@ class Record:
             mark = "best " if self.best else "     "
             text += f"\n{mark:>27}valid {format_values(self.valid)}"
         return text
+
+    def to_json(self) -> str:
+        """One line of strict JSON: NaN and infinities are strings."""
+        try:
+            return json.dumps(vars(self), allow_nan=False, ensure_ascii=False)
+        except ValueError:  # something is not finite
+            strict = json.loads(json.dumps(vars(self)), parse_constant=str)
+            return json.dumps(strict, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The record that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError, KeyError, TypeError, OverflowError or RecursionError
+            If it is none.
+        """
+        values = {
+            name: _checked(FIELDS[name], value)
+            for name, value in _checked(dict, json.loads(line)).items()
+        }
+        for part in ("train", "valid"):
+            values[part] = {name: _checked(float, v) for name, v in values[part].items()}
+        return cls(**values)
 
 
 def format_values(values: Values) -> str:
@@ -76,21 +129,266 @@ class History:
 
     def to_json(self) -> str:
         """All records as one JSON text; floats come back exactly."""
-        return json.dumps([asdict(record) for record in self.records])
+        return json.dumps([vars(record) for record in self.records])
 
     @classmethod
     def from_json(cls, text: str) -> History:
         """The history that `to_json` wrote."""
         return cls([Record(**record) for record in json.loads(text)])
 
+    def to_jsonl(self, path: str | os.PathLike[str]) -> None:
+        """Write a file of JSON lines, one record each: whole, or not at all.
+
+        NaN and infinities, for which JSON has no numbers, are the strings ``"NaN"``,
+        ``"Infinity"`` and ``"-Infinity"``.
+
+        Raises
+        ------
+        HistoryError
+            If it cannot be written; a file that was there is intact then.
+        """
+        _write(Path(path), "".join(record.to_json() + "\n" for record in self.records))
+
+    @classmethod
+    def from_jsonl(cls, path: str | os.PathLike[str]) -> History:
+        """Read a file of JSON lines.
+
+        A last line without its end was cut by a crash, and is left out with a line in the log.
+
+        Raises
+        ------
+        HistoryError
+            If the file cannot be read, or another line is no record.
+        """
+        records, cut = _read(Path(path))
+        if cut:
+            log.warning("%s: the last line was cut by a crash and is left out", path)
+        return cls(records)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write a table, its columns named as in `to_dict`: whole, or not at all.
+
+        The cell of a monitor that a record does not have is empty. Floats come back exactly.
+
+        Raises
+        ------
+        HistoryError
+            If it cannot be written; a file that was there is intact then.
+        """
+        train, valid = self._monitors("train"), self._monitors("valid")
+        table = io.StringIO(newline="")
+        writer = csv.writer(table)
+        writer.writerow([*COUNTS, *(f"train_{n}" for n in train), *(f"valid_{n}" for n in valid)])
+        for record in self.records:
+            counts = [getattr(record, name) for name in COUNTS]
+            values = [*map(record.train.get, train), *map(record.valid.get, valid)]
+            writer.writerow([*counts, *values])
+        _write(Path(path), table.getvalue())
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike[str]) -> History:
+        """Read what `to_csv` wrote.
+
+        Raises
+        ------
+        HistoryError
+            If the file cannot be read or is no such table.
+        """
+        try:
+            with open(path, encoding="utf-8", newline="") as file:
+                names, *rows = csv.reader(file, strict=True)
+            if absent := COUNTS.keys() - names:
+                raise ValueError(f"no column {', '.join(sorted(absent))}")
+            return cls([_from_row(dict(zip(names, row, strict=True))) for row in rows])
+        except (OSError, ValueError, KeyError, csv.Error) as error:
+            raise HistoryError(
+                f"A history in CSV is a table that to_csv wrote: {path} is not "
+                f"({type(error).__name__}: {error}). Give such a file."
+            ) from error
+
     def to_dict(self) -> dict[str, np.ndarray]:
-        """Columns as arrays; monitors are called ``train_loss``, ``valid_loss`` and so on."""
+        """Columns as arrays; monitors are called ``train_loss``, ``valid_loss`` and so on.
+
+        A monitor that a record does not have is NaN there.
+        """
         columns: dict[str, np.ndarray] = {
-            name: np.array([getattr(record, name) for record in self.records])
-            for name in ("epoch", "updates", "seconds", "validated", "best")
+            name: np.array([getattr(record, name) for record in self.records], dtype)
+            for name, dtype in COUNTS.items()
         }
         for part in ("train", "valid"):
             rows: list[Values] = [getattr(record, part) for record in self.records]
-            for name in rows[0] if rows else ():
-                columns[f"{part}_{name}"] = np.array([row[name] for row in rows])
+            for name in self._monitors(part):
+                columns[f"{part}_{name}"] = np.array([row.get(name, math.nan) for row in rows])
         return columns
+
+    def _monitors(self, part: str) -> list[str]:
+        """Names of all monitors of any record, in the order in which they came."""
+        return list(dict.fromkeys(name for record in self for name in getattr(record, part)))
+
+    def to_pandas(self) -> Any:
+        """The columns of `to_dict` as a data frame, its index the epoch.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                "A data frame is made by pandas: it is not installed. Run pip install pandas, or "
+                "use to_dict()."
+            ) from error
+        return pandas.DataFrame(self.to_dict()).set_index("epoch")
+
+
+class HistoryFile:
+    """Append each record to a file of JSON lines, as an observer of ``iterate``.
+
+    Every line is written at once, so that a crash can cut the last one at most, which reading
+    leaves out. Before a record whose epoch the file has already, as after a resume or a rollback,
+    and before the first one, the file is rewritten without a cut line and without the epochs
+    that are about to come again.
+
+    Parameters
+    ----------
+    path : path
+        The file; it need not be there yet.
+
+    Raises
+    ------
+    HistoryError
+        If the file is there and is no history.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "history.jsonl")
+    >>> with HistoryFile(path) as write:
+    ...     write(Record(1, 10, 0.5, {"loss": 2.0}, {"loss": 3.0}))
+    >>> History.from_jsonl(path)[0].train
+    {'loss': 2.0}
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._file: io.FileIO | None = None
+        self._epoch = 0
+        if self.path.exists():  # whatever is wrong with it shows before anything is trained
+            History.from_jsonl(self.path)
+
+    def __enter__(self) -> HistoryFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __call__(self, record: Record) -> None:
+        """Append a record.
+
+        Raises
+        ------
+        HistoryError
+            If it cannot be written. The next record finds the cut line and removes it.
+        """
+        line = (record.to_json() + "\n").encode()
+        try:
+            if self._file is None or record.epoch <= self._epoch:
+                self._file = self._open_before(record.epoch)
+            while line:  # once, unless the disk is full: then the next time tells so
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            self.close()
+            raise _unwritten(self.path, error) from error
+        self._epoch = record.epoch
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open_before(self, epoch: int) -> io.FileIO:
+        """Open the file with the epochs before this one, and nothing else, in it."""
+        self.close()
+        if self.path.exists():
+            records, cut = _read(self.path)
+            kept = [record for record in records if record.epoch < epoch]
+            if cut or len(kept) < len(records):
+                History(kept).to_jsonl(self.path)
+        return open(self.path, "ab", buffering=0)
+
+
+def _checked(kind: type, value: Any) -> Any:
+    """A value that JSON gave, if it is of the kind that a record holds."""
+    if kind is float and isinstance(value, str):
+        return NOT_FINITE[value]
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{value!r:.80} is no {kind.__name__}")
+    return value
+
+
+def _read(path: Path) -> tuple[list[Record], bool]:
+    """The records of a file of JSON lines, and whether one more was cut."""
+    try:
+        *lines, rest = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise HistoryError(
+            f"A history file can be read: {path} cannot ({error.strerror}). Give another."
+        ) from error
+    return [_parse(path, number, line) for number, line in enumerate(lines, 1)], bool(rest)
+
+
+def _parse(path: Path, number: int, line: bytes) -> Record:
+    try:
+        return Record.from_json(line.decode())
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        problem = getattr(error, "msg", error)  # json's own message counts lines anew
+        raise HistoryError(
+            f"A history file holds one record a line: {path} line {number} is not one "
+            f"({type(error).__name__}: {problem}). Remove the line, or restore the file."
+        ) from error
+
+
+def _from_row(row: Mapping[str, str]) -> Record:
+    def monitors(part: str) -> Values:
+        columns = (name for name in row if name.startswith(f"{part}_") and row[name])
+        return {name.removeprefix(f"{part}_"): float(row[name]) for name in columns}
+
+    flags = {"true": True, "false": False}  # spreadsheets write them in capitals
+    return Record(
+        int(row["epoch"]),
+        int(row["updates"]),
+        float(row["seconds"]),
+        monitors("train"),
+        monitors("valid"),
+        flags[row["validated"].lower()],
+        flags[row["best"].lower()],
+        float(row["learning_rate"]),
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    """Put a whole file in the place of another."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _unwritten(path: Path, error: OSError) -> HistoryError:
+    return HistoryError(
+        f"A history file can be written: {path} cannot ({error.strerror}). Make room, or give "
+        "another."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,8 +24,17 @@ from downhill_rms.steps import Steps
 from downhill_rms.stopping import StopReason
 
 MAX_ROLLBACKS = 3
+INTERRUPTIONS = (StopReason.INTERRUPTED, StopReason.TERMINATED)
 
 log = logging.getLogger(__name__)
+
+
+def interruption(signals: StopSignals) -> StopReason | None:
+    """Why a run ends with the update in hand, if a signal came."""
+    if signals.received is None:
+        return None
+    terminated = signals.received == signal.SIGTERM
+    return StopReason.TERMINATED if terminated else StopReason.INTERRUPTED
 
 
 class Loop:
@@ -83,6 +93,7 @@ class Loop:
         """
         signals = StopSignals()
         reason: StopReason | None = StopReason.ERROR  # of whatever is not named below
+        self.steps.say = run.progress.say
         try:
             signals.install()
             ending = self._begin(run)
@@ -92,13 +103,12 @@ class Loop:
                 if ending is StopReason.DIVERGED and self._roll_back(run):
                     ending = None
                     continue
-                if ending is StopReason.INTERRUPTED:
+                if ending in INTERRUPTIONS:
                     break
                 signals.remove()  # the consumer's code has its own handlers
                 yield self.history[-1].train, run.latest
                 signals.install()
-                if signals.received is not None:
-                    ending = ending or StopReason.INTERRUPTED
+                ending = ending or interruption(signals)
             reason = ending
         except GeneratorExit:
             reason = StopReason.ABANDONED
@@ -108,6 +118,8 @@ class Loop:
             reason, run.began = StopReason.INTERRUPTED, False
         finally:
             signals.remove()
+            self._show(run)
+            run.progress.close()
             self._end(run, reason)
         if reason is StopReason.DIVERGED and run.on_divergence == "raise":
             raise DivergenceError(str(self.divergence))
@@ -120,8 +132,10 @@ class Loop:
             self.run = run
         pending = self.pending
         if pending and (run.resume or not pending["run/finished"]):
-            run.restore(pending, self.steps.names)
+            run.restore(pending, self.steps.update_names)
             self.pending = {}
+            if run.epochs:  # the clock goes on with the run
+                run.started -= self.history[-1].seconds
             return run.limit_reached()
         if pending:
             run.restore_order(pending)
@@ -160,13 +174,13 @@ class Loop:
         if best is not None:
             self.steps.parameters.put_back(best.params)
         # An interrupted run can be taken up from a state, unless its parameters were replaced.
-        run.finished = best is not None or reason is not StopReason.INTERRUPTED
+        run.finished = best is not None or reason not in INTERRUPTIONS
         log.info("stopped: %s", reason)
 
     def _epoch(self, run: Run, signals: StopSignals) -> StopReason | None:
         """Train for what is left of an epoch, validate if it is time, and record it."""
         ending = self._train(run, signals)
-        if ending is StopReason.INTERRUPTED:
+        if ending in INTERRUPTIONS:
             return ending
         train = run.close_epoch()
         self.epoch_count += 1
@@ -177,26 +191,46 @@ class Loop:
         if validated and ending is not StopReason.DIVERGED:
             best = self._validate(run)
             ending = ending or run.after_validation()
-        counts = (self.epoch_count, self.steps.update_count, run.seconds)
-        self.history.append(Record(*counts, train, run.latest, validated, best))
-        log.info("%s", self.history[-1])
+        self._record(run, train, validated, best)
         return ending or self._save_if_due(run)
+
+    def _record(self, run: Run, train: Values, validated: bool, best: bool) -> None:
+        """Write down an epoch, and tell whoever wants to know."""
+        counts = (self.epoch_count, self.steps.update_count, run.seconds)
+        learning_rate = self.steps.learning_rate
+        record = Record(*counts, train, run.latest, validated, best, learning_rate)
+        self.history.append(record)
+        log.info("%s", record)
+        for observe in run.observers:
+            observe(record)
+
+    def _show(self, run: Run) -> None:
+        """Draw where the run has come to."""
+        train, epoch = math.nan, run.epochs
+        if run.means is not None:
+            train, epoch = run.means.result()["loss"], epoch + 1
+        elif len(self.history):
+            train = self.history[-1].train["loss"]
+        valid = run.latest.get("loss", math.nan)
+        best = math.nan if self.best is None else self.best.loss
+        losses = {"train": train, "valid": valid, "best": best}
+        run.progress.draw(epoch, run.updates, losses)
 
     def _train(self, run: Run, signals: StopSignals) -> StopReason | None:
         """Make an update for each minibatch that is left of the epoch."""
-        for batch, samples in run.open_epoch(self.steps.names):
+        for batch, samples in run.open_epoch(self.steps.update_names):
             before = self.state_dict() if run.save_batch else {}
             outputs = self.steps.update(batch)
             run.count(outputs, samples)
+            if run.progress.due():
+                self._show(run)
             if not math.isfinite(float(outputs[0])):
                 self.divergence = self.steps.diverge(batch, outputs)
                 self._save_batch(run, before, batch)
                 return StopReason.DIVERGED
             if run.out_of_updates:
                 return None
-            if signals.received is not None:
-                return StopReason.INTERRUPTED
-            if ending := self._save_if_due(run):
+            if ending := interruption(signals) or self._save_if_due(run):
                 return ending
         return None
 
@@ -232,7 +266,7 @@ class Loop:
         learning_rate = float(self.steps.hyperparameters.numbers["learning_rate"]) / 2
         rollbacks = run.rollbacks + 1
         self.load_state_dict(state, {"learning_rate": learning_rate})
-        run.restore(self.pending, self.steps.names)
+        run.restore(self.pending, self.steps.update_names)
         self.pending, self.run, run.rollbacks = {}, run, rollbacks
         log.warning("%s; back to %s with learning rate %g", self.divergence, path, learning_rate)
         return True

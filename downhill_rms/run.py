@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 
 from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import BoundDataset
+from downhill_rms.history import Record
 from downhill_rms.monitors import PassMean, Values
 from downhill_rms.parameters import Arrays
+from downhill_rms.report import Progress
 from downhill_rms.sources import Batch
 from downhill_rms.stopping import Patience, StopReason
 
@@ -22,9 +24,8 @@ from downhill_rms.stopping import Patience, StopReason
 OPTIONS = (
     *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
     *("min_improvement", "restore_best", "batch_size", "on_divergence"),
-    *("checkpoint", "resume", "save_batch"),
+    *("checkpoint", "resume", "save_batch", "progress", "observers"),
 )
-
 
 PROGRESS = ("updates", "epochs", "batches", "finished", "rollbacks")
 
@@ -92,6 +93,10 @@ class Run:
         Whether the newest state there is taken up.
     save_batch : bool
         Whether the minibatch of a divergence is saved there.
+    observers : sequence of callable
+        Given each record.
+    progress : Progress
+        Where the run is shown.
     hyperparameters : dict
         Those that the call named.
     updates, epochs, batches : int
@@ -119,6 +124,8 @@ class Run:
     checkpoint: Checkpoint | None = None
     resume: bool = False
     save_batch: bool = False
+    observers: Sequence[Callable[[Record], Any]] = ()
+    progress: Progress = field(default_factory=Progress)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     updates: int = 0
     epochs: int = 0
@@ -152,6 +159,12 @@ class Run:
             "save_batch": self.save_batch,
             "on_divergence='rollback'": self.on_divergence == "rollback",
         }
+        for observer in self.observers:
+            if not callable(observer):
+                raise TypeError(
+                    f"An observer is a callable that is given each record: received {observer!r}. "
+                    "Give a list of functions."
+                )
         for name, wanted in wanting.items():
             if wanted and self.checkpoint is None:
                 raise ValueError(f"{name} needs checkpoints: received none. Give checkpoint=.")
@@ -165,6 +178,14 @@ class Run:
     def out_of_updates(self) -> bool:
         """Whether the update limit is reached."""
         return self.max_updates is not None and self.updates >= self.max_updates
+
+    @property
+    def total_updates(self) -> int | None:
+        """Updates that the limits allow; None without a limit, or for epochs of unknown length."""
+        limits = [] if self.max_updates is None else [self.max_updates]
+        if self.max_epochs is not None and self.train.iteration_size is not None:
+            limits.append(self.max_epochs * self.train.iteration_size)
+        return min(limits, default=None)
 
     def open_epoch(self, names: Sequence[str]) -> Iterator[tuple[Batch, int]]:
         """The minibatches of an epoch, or those that are left of it."""
@@ -215,18 +236,33 @@ class Run:
         return state
 
     def restore(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Take up the progress that `state_dict` returned."""
+        """Take up the progress that `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If the data or the monitors are not those that the state was taken with.
+        """
+        self._restore_means(state, names)
         for name in PROGRESS:
             setattr(self, name, state[f"run/{name}"])
         self.finished = False
         self.latest = json.loads(state["run/latest"])
         self.patience.best_loss = state["run/best_loss"]
         self.patience.failures = state["run/failures"]
+        self.restore_order(state)
+
+    def _restore_means(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
         self.means = None
         if "epoch/sums" in state:
+            if len(state["epoch/sums"]) != len(names):
+                raise ValueError(
+                    "A run goes on in the middle of an epoch with the same monitors: received "
+                    f"{len(names)} ({', '.join(names)}) in place of {len(state['epoch/sums'])}. "
+                    "Give the monitors that it began with."
+                )
             self.means = PassMean(names)
             self.means.load_state_dict(part(state, "epoch/"))
-        self.restore_order(state)
 
     def restore_order(self, state: Mapping[str, Any]) -> None:
         """Put the training data's order where it was.

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pytensor.tensor as pt
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms import gradients
-from downhill_rms.compiled import CompiledFunction
+from downhill_rms.compiled import CompiledFunction, check_mode, uncompiled_function
 from downhill_rms.divergence import Divergence, explain_infinite, find_infinite
 from downhill_rms.generators import generator_state, set_generator_state
 from downhill_rms.graph import LossGraph, Update, warn_of_outer_broadcast
@@ -20,6 +21,7 @@ from downhill_rms.parameters import Parameters
 from downhill_rms.rmsprop import State, rmsprop_updates
 from downhill_rms.run import OPTIONS
 from downhill_rms.sources import Batch, InputSpec
+from downhill_rms.telemetry import telemetry_names, update_telemetry
 
 
 class Steps:
@@ -33,13 +35,15 @@ class Steps:
         Further outputs.
     monitor_gradients : bool
         Whether the norms of the gradients are outputs too.
+    monitor_updates : bool
+        Whether an update's telemetry is among its outputs too.
     mode : str or Mode, optional
         How PyTensor compiles.
 
     Attributes
     ----------
-    names : list of str
-        Names of the outputs, ``"loss"`` first.
+    names, update_names : list of str
+        Names of the outputs of an evaluation and of an update, ``"loss"`` first.
     specs : list of InputSpec
         What the inputs accept.
     parameters : Parameters
@@ -52,11 +56,19 @@ class Steps:
         Updates made so far.
     generators : dict of str to SharedVariable
         Random generators, by name.
+    say : callable
+        Given a line for the user before something is compiled.
     """
 
     def __init__(
-        self, graph: LossGraph, monitors: dict[str, Any], monitor_gradients: bool, mode: Any
+        self,
+        graph: LossGraph,
+        monitors: dict[str, Any],
+        monitor_gradients: bool,
+        monitor_updates: bool,
+        mode: Any,
     ) -> None:
+        check_mode(mode)
         self.graph, self.mode = graph, mode
         self.gradients = gradients.differentiate(graph.loss, graph.params)
         if monitor_gradients:
@@ -64,6 +76,9 @@ class Steps:
             norms = [(f"grad({name})", gradients.norm([g])) for name, g in named]
             monitors = named_expressions([*monitors.items(), *norms])
         self.names = ["loss", *monitors]
+        self.monitor_updates = monitor_updates
+        telemetry = telemetry_names(graph.param_names) if monitor_updates else []
+        self.update_names = [*self.names, *telemetry]
         self.outputs = [graph.loss, *monitors.values()]
         self.specs = [InputSpec.of(variable) for variable in graph.inputs]
         self.parameters = Parameters(graph.params, graph.param_names)
@@ -72,12 +87,20 @@ class Steps:
         self.update_count = 0
         generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
         self.generators = {f"{i}_{v.name or 'unnamed'}": v for i, v in enumerate(generators)}
-        self._evaluation = CompiledFunction(
-            "evaluation", graph.inputs, self.outputs, graph.evaluation_updates, mode
-        )
+        self.say: Callable[[str], Any] = str  # nobody listens yet
+        self._evaluation = self._function("evaluation", self.outputs, graph.evaluation_updates)
         self._updates: dict[Any, CompiledFunction] = {}  # by structure
         self._update: CompiledFunction | None = None
+        self._schedules: dict[Any, Any] = {}  # functions of the update count
         self._shapes_seen = False
+
+    def _function(
+        self, name: str, outputs: Sequence[Any], updates: Sequence[Update]
+    ) -> CompiledFunction:
+        inputs = self.graph.inputs
+        return CompiledFunction(
+            name, inputs, outputs, updates, self.mode, lambda text: self.say(text)
+        )
 
     def changed(self, keywords: Mapping[str, Any]) -> Hyperparameters:
         """The hyperparameters in force with some changed."""
@@ -90,13 +113,28 @@ class Steps:
         self.state.assign(new)
         self.hyperparameters = new
         if new.structure not in self._updates:
-            updates = [*self._rule(new, self.state), *self.graph.updates]
-            self._updates[new.structure] = CompiledFunction(
-                "RMSProp update", self.graph.inputs, self.outputs, updates, self.mode
+            rule = self._rule(new, self.state)
+            telemetry = update_telemetry(rule, new, self.state) if self.monitor_updates else []
+            self._updates[new.structure] = self._function(
+                "RMSProp update", [*self.outputs, *telemetry], [*rule, *self.graph.updates]
             )
         self._update = self._updates[new.structure]
         # Only functions that need the count advance it by themselves.
         self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the latest update."""
+        learning_rate: Any = self.hyperparameters.learning_rate
+        if isinstance(learning_rate, float):
+            return learning_rate
+        if not self.hyperparameters.has_schedule:
+            return float(learning_rate.get_value())
+        if learning_rate not in self._schedules:
+            t = pt.lscalar("t")
+            value = pt.as_tensor_variable(learning_rate(t))
+            self._schedules[learning_rate] = uncompiled_function([t], value)
+        return float(self._schedules[learning_rate](self.update_count))
 
     def new_updates(self, hyperparameters: Hyperparameters) -> list[Update]:
         """Updates with accumulators and numbers of their own."""
@@ -169,7 +207,7 @@ class Steps:
 
     def diverge(self, batch: Batch | None, outputs: Sequence[Any] = ()) -> Divergence | None:
         """What is not finite after an update, or in the parameters alone; None if nothing is."""
-        values = dict(zip(self.names, map(float, outputs), strict=bool(outputs)))
+        values = dict(zip(self.update_names, map(float, outputs), strict=bool(outputs)))
         arrays = {} if batch is None else self._inputs(batch)
         accumulators = self.state.accumulators.items()
         arrays |= {f"accumulator {n!r}": v.get_value(borrow=True) for n, v in accumulators}

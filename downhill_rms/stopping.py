@@ -19,6 +19,8 @@ class StopReason(StrEnum):
     """The loss became NaN or infinite."""
     INTERRUPTED = "interrupted"
     """Ctrl-C."""
+    TERMINATED = "terminated"
+    """SIGTERM."""
     ABANDONED = "abandoned"
     """The consumer of ``iterate`` left its loop."""
     ERROR = "error"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import Dataset, as_dataset
 from downhill_rms.divergence import Divergence
 from downhill_rms.graph import Update, read_graph
-from downhill_rms.history import History
+from downhill_rms.history import History, Record
 from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.loop import Loop
 from downhill_rms.monitors import Values, named_expressions
+from downhill_rms.report import open_progress
 from downhill_rms.run import Best, Run
 from downhill_rms.sources import by_input, conform
 from downhill_rms.statefile import read_state, write_state
@@ -41,6 +42,9 @@ class Trainer:
         Further scalars to be reported, means over a minibatch.
     monitor_gradients : bool
         Report the L2 norm of each parameter's gradient, before any clip, as ``grad(name)``.
+    monitor_updates : bool
+        Report for training how far updates move each parameter, ``update_ratio(name)``, and how
+        much of it steps at the regularizer's floor, ``at_floor(name)``: see `update_telemetry`.
     mode : str or Mode, optional
         How PyTensor compiles (``"NUMBA"``, ``"JAX"``, ``"FAST_COMPILE"``, ...).
 
@@ -73,11 +77,12 @@ class Trainer:
         monitors: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
         monitor_gradients: bool = False,
         *,
+        monitor_updates: bool = False,
         mode: Any = None,
     ) -> None:
         named = named_expressions(monitors)
         self.graph = read_graph(loss, params, inputs, updates, list(named.values()))
-        self.steps = Steps(self.graph, named, monitor_gradients, mode)
+        self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
         self.parameters = self.steps.parameters
         self.state = self.steps.state
         self.loop = Loop(self.steps)
@@ -165,7 +170,7 @@ class Trainer:
         specs = self.steps.specs
         arrays = [conform(v, s) for v, s in zip(by_input(batch, specs), specs, strict=True)]
         outputs = self.steps.update(arrays)
-        return dict(zip(self.steps.names, map(float, outputs), strict=True))
+        return dict(zip(self.steps.update_names, map(float, outputs), strict=True))
 
     def evaluate(self, dataset: Any) -> Values:
         """Means of the loss and the monitors over a data set, with the parameters as they are.
@@ -198,6 +203,8 @@ class Trainer:
         checkpoint: Checkpoint | None = None,
         resume: bool = False,
         save_batch: bool = False,
+        progress: bool | None = False,
+        observers: Sequence[Callable[[Record], Any]] = (),
         **hyperparameters: Any,
     ) -> Iterator[tuple[Values, Values]]:
         """Train, and hand over the monitors after every epoch.
@@ -235,6 +242,11 @@ class Trainer:
         save_batch : bool
             When training diverges, write the guilty minibatch and the state before it beside
             the checkpoints. It copies the whole state at every update.
+        progress : bool or None
+            Show a bar (extra ``progress``) in a terminal or a notebook. None, the default of
+            ``minimize``, shows none where logging shows a line for each epoch already.
+        observers : sequence of callable
+            Each is given the `Record` of every epoch.
         **hyperparameters
             As for `Hyperparameters`; those not named stay as they were.
 
@@ -278,8 +290,10 @@ class Trainer:
             checkpoint=checkpoint,
             resume=resume,
             save_batch=save_batch,
+            observers=tuple(observers),
             hyperparameters=hyperparameters,
         )
+        run.progress = open_progress(progress, run.total_updates, max_epochs)
         self.steps.use(hyperparameters)
         return self.loop.start(run)
 
@@ -292,7 +306,7 @@ class Trainer:
             What the last epoch handed over; ``best`` has the monitors of the parameters that are
             left in place.
         """
-        for _ in self.iterate(*args, **kwargs):
+        for _ in self.iterate(*args, **{"progress": None} | kwargs):
             pass
         if not self.history:  # interrupted in the first epoch
             return {}, {}

@@ -5,8 +5,9 @@ import logging
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+import pytest
 
-from downhill_rms.compiled import CompiledFunction
+from downhill_rms.compiled import CompiledFunction, check_mode
 
 
 def test_compiled_at_first_use_and_only_then(mode, caplog):
@@ -34,3 +35,14 @@ def test_a_function_that_fails_to_compile_can_be_tried_again(mode):
             assert function.function is None
         else:
             raise AssertionError("a function without its input was compiled")
+
+
+def test_an_unknown_mode_is_refused_before_anything_is_built():
+    with pytest.raises(ValueError, match=r"received 'FAST'\. Give one of .*NUMBA"):
+        check_mode("FAST")
+
+
+@pytest.mark.parametrize("known", [None, "NUMBA", "FAST_COMPILE"])
+def test_known_modes_pass(known, mode):
+    check_mode(known)
+    check_mode(mode)

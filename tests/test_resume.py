@@ -245,8 +245,11 @@ def test_handlers_are_there_only_while_the_trainer_works(mode):
     assert all(handler is not before[0] for handler in seen)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_run_on_an_update_boundary(number, mode):
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(signal.SIGINT, StopReason.INTERRUPTED), (signal.SIGTERM, StopReason.TERMINATED)],
+)
+def test_a_signal_ends_the_run_on_an_update_boundary(number, reason, mode):
     calls = []
 
     def batches():
@@ -257,7 +260,7 @@ def test_a_signal_ends_the_run_on_an_update_boundary(number, mode):
 
     trainer = make(mode)
     trainer.minimize(Dataset(batches, iteration_size=5), [DATA, TARGET], max_epochs=9)
-    assert trainer.stop_reason is StopReason.INTERRUPTED
+    assert trainer.stop_reason is reason
     assert trainer.update_count == 8
     assert len(trainer.history) == 1
 

@@ -1,0 +1,152 @@
+"""How a run is shown to a person: one line that moves, or none."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+EVERY = 0.1  # seconds from one drawing to the next, the least
+WIDE = 100  # columns from which the line is written out
+
+log = logging.getLogger("downhill_rms")
+
+
+class Progress:
+    """Shows nothing."""
+
+    def due(self) -> bool:
+        """Whether it is time to draw."""
+        return False
+
+    def say(self, text: str) -> None:
+        """Show a line until the next drawing."""
+
+    def draw(self, epoch: int, updates: int, losses: Mapping[str, float]) -> None:
+        """Show where the run has come to.
+
+        Parameters
+        ----------
+        epoch : int
+            The epoch in hand, from 1.
+        updates : int
+            Updates so far.
+        losses : mapping of str to float
+            What else is shown; NaN for what is not known yet.
+        """
+
+    def close(self) -> None:
+        """Leave the line as it is, and go to the next."""
+
+
+class Bar(Progress):
+    """A bar of tqdm's: epoch, updates per second, time left, losses.
+
+    Parameters
+    ----------
+    total : int or None
+        Updates at which the run ends, if that is known.
+    epochs : int or None
+        Epochs likewise.
+    """
+
+    def __init__(self, total: int | None, epochs: int | None) -> None:
+        # tqdm's monitor is a thread, which a data loader's forked workers should not meet.
+        quiet = type("Bar", (_tqdm(),), {"monitor_interval": 0})
+        self.bar = quiet(
+            total=total,
+            dynamic_ncols=True,
+            bar_format="{desc}",
+            file=sys.stderr,
+        )
+        self.of_epochs = "" if epochs is None else f"/{epochs}"
+        self.began: tuple[int, float] | None = None  # updates and time at the first drawing
+        self.next = 0.0
+
+    def due(self) -> bool:  # noqa: D102
+        return time.perf_counter() >= self.next
+
+    def say(self, text: str) -> None:  # noqa: D102
+        self.bar.bar_format = text.replace("{", "{{").replace("}", "}}")
+        self.bar.refresh()
+        self.began = None
+
+    def draw(self, epoch: int, updates: int, losses: Mapping[str, float]) -> None:  # noqa: D102
+        now = time.perf_counter()
+        if self.began is None:  # what was done before, and compiling, do not count in the rate
+            self.began = (updates, now)
+        self.bar.n = updates
+        self.bar.bar_format = self._line(epoch, losses, *self.began)
+        self.bar.refresh()
+        self.next = now + EVERY
+
+    def _line(self, epoch: int, losses: Mapping[str, float], began: int, since: float) -> str:
+        updates, total = self.bar.n, self.bar.total
+        elapsed = time.perf_counter() - since
+        rate = (updates - began) / elapsed if elapsed else 0.0
+        wide = (self.bar.format_dict["ncols"] or 0) >= WIDE
+        parts = [f"{rate:,.0f} updates/s" if rate >= 10 else f"{rate:.2g} updates/s"]
+        if total is None:
+            parts.append(self.bar.format_interval(elapsed))
+        elif rate:
+            left = self.bar.format_interval(max(total - updates, 0) / rate)
+            parts.append(f"{left} left" if wide else left)
+        known = {name: value for name, value in losses.items() if not math.isnan(value)}
+        parts += [f"{name} {self.bar.format_num(value)}" for name, value in known.items()]
+        bar = "|{bar}| " if total is not None else ""
+        return f"epoch {epoch}{self.of_epochs} {bar}{(', ' if wide else ' ').join(parts)}"
+
+    def close(self) -> None:  # noqa: D102
+        self.bar.close()
+
+
+def open_progress(wanted: bool | None, total: int | None, epochs: int | None) -> Progress:
+    """A bar where somebody looks, in a terminal or a notebook; else nothing.
+
+    Parameters
+    ----------
+    wanted : bool or None
+        None for a bar if tqdm is there and the log does not show a line for each epoch.
+    total, epochs : int or None
+        The run's limits.
+
+    Returns
+    -------
+    Progress
+
+    Raises
+    ------
+    ImportError
+        If a bar is asked for and tqdm is not installed.
+    """
+    looked_at = sys.stderr.isatty() or _in_notebook()
+    if wanted is None:
+        installed = importlib.util.find_spec("tqdm") is not None
+        wanted = installed and not log.isEnabledFor(logging.INFO)
+    return Bar(total, epochs) if wanted and looked_at else Progress()
+
+
+def _in_notebook() -> bool:
+    return "ipykernel" in sys.modules
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise ImportError(
+            "A progress bar is drawn by tqdm: it is not installed. "
+            'Run pip install "downhill_rms[progress]", or give progress=False.'
+        ) from error
+    if not _in_notebook():
+        return tqdm
+    try:
+        import ipywidgets  # noqa: F401
+        from tqdm.notebook import tqdm as notebook
+    except ImportError:
+        return tqdm
+    return notebook
