@@ -1,0 +1,131 @@
+"""What the project's pictures have in common: panels, lines, scales and legends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's colours, which the colour-blind tell apart too; yellow is too faint on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "-.", ":")  # for the second and third line of a colour
+MARKERS = ("o", "s", "^", "D", "v", "P")
+WIDTH, HEIGHT, PANEL_HEIGHT = 6.4, 4.8, 3.2  # inches; of a figure, and of one panel of several
+ROW_HEIGHT, FREE_ROWS = 0.19, 2  # inches of a legend's row, and rows that need no more height
+LEGEND_WIDTH, HANDLE_WIDTH = 84, 7  # of a legend, and of what is beside a label, in characters
+FEW = 30  # points of a line that are marked one by one
+
+
+def open_panels(count: int, ax: Axes | None) -> list[Any]:
+    """Axes one above another in a new figure, or the caller's."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Pictures are drawn by matplotlib: it is not installed. "
+            'Run pip install "downhill_rms[plot]".'
+        ) from error
+    if ax is None:
+        # Not of pyplot, which would choose a backend and keep the figure.
+        panels = list(Figure(layout="constrained").subplots(count, squeeze=False)[:, 0])
+    else:
+        panels = [ax]
+    for panel in panels:
+        panel.grid(True, color="0.88", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    return panels
+
+
+def finish(panels: Sequence[Any], ax: Axes | None) -> Figure:
+    """Give a figure of ours the size that its panels and legends need."""
+    figure: Figure = panels[0].figure.figure  # of a subfigure, too
+    if ax is None:
+        height = HEIGHT if len(panels) == 1 else PANEL_HEIGHT * len(panels)
+        rows = sum(max(0, _legend_rows(panel) - FREE_ROWS) for panel in panels)
+        figure.set_size_inches(WIDTH, height + ROW_HEIGHT * rows)
+    return figure
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """The colour and dashes of one of several lines."""
+    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": dashes}
+
+
+def draw_line(panel: Axes, x: Any, y: np.ndarray, index: int, label: str = "", **style: Any) -> Any:
+    """Draw a line; its points are marked if they are few, or have no neighbours."""
+    gaps = np.isnan(np.concatenate([[math.nan], y, [math.nan]]))
+    marked = (gaps[:-2] & gaps[2:]) | (np.count_nonzero(~gaps) <= FEW)
+    dots = {"marker": "o", "markersize": 3.5, "markevery": marked} if marked.any() else {}
+    look = {**line_style(index), "linewidth": 1.6, "label": label, **dots, **style}
+    return panel.plot(x, y, **look)[0]
+
+
+def choose_scale(panel: Axes, curves: Sequence[np.ndarray]) -> None:
+    """Choose a logarithmic axis where it helps."""
+    values = np.concatenate([*curves, [math.nan]])
+    values = values[np.isfinite(values)]
+    if values.size and 0 < 10 * values.min() < values.max():
+        scale_logarithmically(panel, values)
+
+
+def scale_logarithmically(panel: Axes, values: np.ndarray) -> None:
+    """Make the axis logarithmic, with plain numbers on it if it is short."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    values = values[values > 0]
+    if not values.size:
+        return
+    panel.set_yscale("log", nonpositive="mask")
+    if values.max() < 1000 * values.min():
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def count_epochs(panel: Axes) -> None:
+    """Name the axis of epochs, which has whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    panel.set_xlabel("epoch")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+
+
+def explain(panel: Axes, handles: Sequence[Any]) -> None:
+    """Explain the lines above the panel, where no data are."""
+    if not handles:
+        return
+    legend = panel.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=_columns([handle.get_label() for handle in handles]),
+        frameon=False,
+        fontsize="small",
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)  # a name with $ is not a formula
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """As many columns as there is room for; a legend is filled column by column."""
+
+    def width(columns: int) -> int:
+        parts = np.array_split([len(label) + HANDLE_WIDTH for label in labels], columns)
+        return sum(max(part) for part in parts)
+
+    counts = range(len(labels), 1, -1)
+    return next((count for count in counts if width(count) <= LEGEND_WIDTH), 1)
+
+
+def _legend_rows(panel: Axes) -> int:
+    legend = panel.get_legend()
+    labels = [text.get_text() for text in legend.get_texts()] if legend else []
+    return math.ceil(len(labels) / _columns(labels)) if labels else 0

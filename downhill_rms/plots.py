@@ -1,0 +1,351 @@
+"""Pictures of training, drawn by matplotlib (extra ``plot``).
+
+Each function returns the figure that it drew in, shows nothing and changes no setting of
+matplotlib. ``ax=`` draws in axes of one's own instead of a new figure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from downhill_rms.figures import (
+    COLOURS,
+    MARKERS,
+    choose_scale,
+    count_epochs,
+    draw_line,
+    explain,
+    finish,
+    line_style,
+    open_panels,
+    scale_logarithmically,
+)
+from downhill_rms.history import History
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREY = "0.35"
+CURVES: dict[str, dict[str, Any]] = {
+    "train": {"label": "training", "linestyle": "--", "linewidth": 1.2, "alpha": 0.6},
+    "valid": {"label": "validation"},
+}
+LONGEST_NAME = 40  # characters of a run's name in a legend
+RATIO = "update_ratio("  # and the name of a parameter, and a bracket
+GRID, LEVELS, LOWEST = 301, 12, 0.002  # of contours; the lowest is this quantile of the values
+
+
+def learning_curves(
+    histories: History | Mapping[str, History],
+    monitors: str | Sequence[str] = ("loss",),
+    *,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw monitors against epochs, over training and validation data.
+
+    A panel has a logarithmic axis if all its values are positive and span more than a decade.
+    Values that are not finite leave gaps. The last epoch that was the best of its run is marked.
+
+    Parameters
+    ----------
+    histories : History or mapping of str to History
+        One run, or runs by name. A run without an epoch is named in the legend.
+    monitors : str or sequence of str
+        What is drawn, one panel each.
+    ax : Axes, optional
+        Where to draw; it takes one monitor.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If there is no run or no monitor, a run has no such monitor, or ``ax`` is given with
+        several.
+    ImportError
+        If matplotlib is not installed.
+    """
+    names = [monitors] if isinstance(monitors, str) else list(monitors)
+    runs = {"": histories} if isinstance(histories, History) else dict(histories)
+    _check_monitors(runs, names, ax)
+    panels = open_panels(len(names), ax)
+    for panel, name in zip(panels, names, strict=True):
+        _draw_curves(panel, runs, name, not isinstance(histories, History))
+    return finish(panels, ax)
+
+
+def decay_coefficients(
+    decays: Sequence[float] = (0.95, 0.9, 0.8, 0.7), steps: int = 40, *, ax: Axes | None = None
+) -> Figure:
+    r"""Draw how much past gradients weigh in the averages of RMSProp.
+
+    The gradient of :math:`t` updates ago has the weight :math:`(1 - \gamma) \gamma^t`.
+
+    Parameters
+    ----------
+    decays : sequence of float
+        Values of :math:`\gamma`, in [0, 1).
+    steps : int
+        Updates to look back on, at least 1.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If a decay or the number of steps is out of range.
+    ImportError
+        If matplotlib is not installed.
+    """
+    outside = [decay for decay in decays if not 0 <= decay < 1]
+    if outside or len(decays) == 0:
+        raise ValueError(
+            f"decays lie in [0, 1), one at least: received {outside or 'none'}. Give such values."
+        )
+    if steps < 1:
+        raise ValueError(f"steps is at least 1: received {steps}. Give a larger one.")
+    panels = open_panels(1, ax)
+    age = np.arange(steps)
+    lines = [
+        draw_line(
+            panels[0], age, (1 - decay) * np.power(float(decay), age), index, f"γ = {decay:g}"
+        )
+        for index, decay in enumerate(decays)
+    ]
+    panels[0].set_xlabel("age of the gradient (updates)")
+    panels[0].set_ylabel("weight in the average")
+    panels[0].set_ylim(bottom=0)
+    explain(panels[0], lines)
+    return finish(panels, ax)
+
+
+def trace_2d(
+    function: Callable[[Any, Any], Any],
+    trace: Any,
+    *,
+    names: tuple[str, str] = ("x1", "x2"),
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw the path of two parameters over the contours of their loss.
+
+    The levels of the contours are spaced logarithmically above the lowest value in sight, so
+    that a valley shows at its bottom as well as on its slopes.
+
+    Parameters
+    ----------
+    function : callable
+        The loss of two arrays, element by element.
+    trace : array_like, shape (n, 2)
+        The parameters before the first update and after each. Points that are not finite leave
+        gaps.
+    names : tuple of two str
+        What the axes are called.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If ``trace`` has another shape, or no finite point.
+    ImportError
+        If matplotlib is not installed.
+    """
+    points = np.array(trace, dtype=float)
+    finite = np.isfinite(points).all(axis=-1) if points.ndim == 2 else np.zeros(0, dtype=bool)
+    if points.ndim != 2 or points.shape[1] != 2 or not finite.any():
+        raise ValueError(
+            "A trace is an array of shape (n, 2) with a finite point: received shape "
+            f"{points.shape} with {int(finite.sum())} finite. Give a row for each update."
+        )
+    points[~finite] = np.nan
+    panels = open_panels(1, ax)
+    panels[0].grid(False)
+    _draw_contours(panels[0], function, points[finite])
+    _draw_path(panels[0], points, points[finite])
+    panels[0].set_xlabel(names[0], parse_math=False)
+    panels[0].set_ylabel(names[1], parse_math=False)
+    return finish(panels, ax)
+
+
+def update_ratios(history: History, *, ax: Axes | None = None) -> Figure:
+    """Draw how far updates move each parameter, and how much of it steps at the floor.
+
+    The upper panel has the root mean square of a parameter's update over that of its value, the
+    lower one the share of its coordinates whose denominator is at the regularizer's floor.
+
+    Parameters
+    ----------
+    history : History
+        Of a trainer with ``monitor_updates=True``.
+    ax : Axes, optional
+        Where to draw; it takes the upper panel alone.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If the history has no such monitors.
+    ImportError
+        If matplotlib is not installed.
+    """
+    monitors = dict.fromkeys(name for record in history for name in record.train)
+    params = [name[len(RATIO) : -1] for name in monitors if name.startswith(RATIO)]
+    if not params:
+        raise ValueError(
+            "Update ratios are monitors of training: this history has "
+            f"{', '.join(monitors) or 'none'}. Train with Trainer(..., monitor_updates=True)."
+        )
+    panels = open_panels(2, ax)
+    for kind, panel in zip(("update_ratio", "at_floor"), panels, strict=False):
+        lines = [
+            draw_line(panel, *_series(history, "train", f"{kind}({name})"), index, name)
+            for index, name in enumerate(params)
+        ]
+        count_epochs(panel)
+        if panel is panels[0]:
+            explain(panel, lines)
+    ratios = [_series(history, "train", f"{RATIO}{name})")[1] for name in params]
+    scale_logarithmically(panels[0], np.concatenate(ratios))
+    panels[0].set_ylabel("update / value (RMS)")
+    if len(panels) > 1:
+        panels[1].set_ylabel("share at the floor")
+        panels[1].set_ylim(-0.05, 1.05)
+        panels[0].set_xlabel("")
+    return finish(panels, ax)
+
+
+def _check_monitors(runs: Mapping[str, History], monitors: Sequence[str], ax: Axes | None) -> None:
+    if not runs or not monitors:
+        raise ValueError(
+            f"A picture has a run and a monitor at least: received {len(runs)} and "
+            f"{len(monitors)}. Give one."
+        )
+    if ax is not None and len(monitors) > 1:
+        raise ValueError(
+            f"One panel shows one monitor: received ax with {len(monitors)} "
+            f"({', '.join(monitors)}). Give one, or leave ax out."
+        )
+    for run, history in runs.items():
+        known = dict.fromkeys(name for record in history for name in (*record.train, *record.valid))
+        unknown = [name for name in monitors if known and name not in known]
+        if unknown:
+            raise ValueError(
+                f"A curve is drawn of a monitor: {run or 'this history'} has no {unknown[0]!r}, "
+                f"only {', '.join(known)}. Give one."
+            )
+
+
+def _draw_curves(panel: Axes, runs: Mapping[str, History], monitor: str, named: bool) -> None:
+    """Draw one monitor of every run."""
+    kinds, bests, drawn = {}, [], []
+    for index, (name, history) in enumerate(runs.items()):
+        for part, style in CURVES.items():
+            epochs, values = _series(history, part, monitor)
+            if np.isfinite(values).any():
+                kinds[part] = draw_line(panel, epochs, values, index, **style)
+                drawn.append(values)
+        bests += _mark_best(panel, history, monitor, index, name if named else None)
+    choose_scale(panel, drawn)
+    count_epochs(panel)
+    panel.set_ylabel(monitor, parse_math=False)
+    if named:  # colours tell the runs apart there
+        kinds = {part: panel.plot([], [], color=GREY, **CURVES[part])[0] for part in kinds}
+    explain(panel, [*kinds.values(), *bests])
+
+
+def _series(history: History, part: str, monitor: str) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs, and what a monitor was then; NaN for all that cannot be drawn."""
+    records = [record for record in history if part == "train" or record.validated]
+    values = np.array([getattr(record, part).get(monitor, math.nan) for record in records])
+    values = np.where(np.isfinite(values), values, math.nan)
+    return np.array([record.epoch for record in records]), values
+
+
+def _mark_best(
+    panel: Axes, history: History, monitor: str, index: int, name: str | None
+) -> list[Any]:
+    """Mark the best epoch; what the legend says of it, and of a run with a name."""
+    best = next((record for record in reversed(history.records) if record.best), None)
+    value = math.nan
+    if best is not None:
+        value = best.valid.get(monitor, best.train.get(monitor, math.nan))
+    epochs, values, text = [], [], "" if len(history) else "no epoch yet"
+    if best is not None and math.isfinite(value):
+        epochs, values, text = [best.epoch], [value], f"best epoch {best.epoch}: {value:.4g}"
+    label = ", ".join(filter(None, [_shortened(name or ""), text]))
+    style: dict[str, Any] = line_style(index) | ({} if name else {"linestyle": "none"})
+    mark: dict[str, Any] = {
+        "marker": MARKERS[index % len(MARKERS)],
+        "markersize": 8,
+        "markeredgecolor": "white",
+    }
+    return panel.plot(epochs, values, **style, **mark, zorder=3, label=label) if label else []
+
+
+def _shortened(name: str) -> str:
+    """The end of a long name, which tells paths apart."""
+    return name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+
+
+def _draw_contours(panel: Axes, function: Callable[[Any, Any], Any], points: np.ndarray) -> None:
+    """Draw a loss around some points."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    span = high - low
+    least = 0.25 * span.max() or 1.0  # a path along one axis, or one point, has room around it too
+    margin = np.maximum(0.15 * span, (least - span) / 2)
+    x1, x2 = (np.linspace(*ends, GRID) for ends in zip(low - margin, high + margin, strict=True))
+    with np.errstate(all="ignore"):
+        values = np.asarray(function(*np.meshgrid(x1, x2)), dtype=float)
+    heights = np.ma.masked_invalid(np.broadcast_to(values, (GRID, GRID)))
+    heights = heights - heights.min()
+    above = heights.compressed()[heights.compressed() > 0]
+    lowest = np.quantile(above, LOWEST) if above.size else math.inf
+    if lowest < above.max(initial=0):  # a plain has no contours
+        levels = np.geomspace(lowest, above.max(), LEVELS + 1)
+        shades = [str(shade) for shade in np.linspace(1, 0.8, LEVELS + 1)]
+        panel.contourf(x1, x2, heights, [0, *levels], colors=shades)
+        panel.contour(x1, x2, heights, levels[:-1], colors="0.6", linewidths=0.5)
+    panel.set_xlim(x1[0], x1[-1])
+    panel.set_ylim(x2[0], x2[-1])
+
+
+def _draw_path(panel: Axes, points: np.ndarray, finite: np.ndarray) -> None:
+    """Draw a path, and mark where it starts and ends."""
+    draw_line(panel, points[:, 0], points[:, 1], 1, linewidth=1.2)
+    # What is less than a ten-thousandth of the path's extent is not seen.
+    decimals = 4 - math.floor(math.log10(np.ptp(finite, axis=0).max() or 1))
+    ends = []
+    for label, point, marker, size, colour in (
+        ("start", finite[0], "o", 9, COLOURS[0]),
+        ("end", finite[-1], "*", 15, COLOURS[1]),
+    ):
+        x1, x2 = (f"{round(float(value), decimals) + 0.0:.6g}" for value in point)
+        ends += panel.plot(
+            *point[:, None],
+            marker=marker,
+            markersize=size,
+            color=colour,
+            markeredgecolor="white",
+            linestyle="none",
+            zorder=3,
+            label=f"{label} ({x1}, {x2})",
+        )
+    explain(panel, ends)
