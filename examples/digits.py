@@ -3,6 +3,7 @@
 1,797 images of 8 x 8 pixels come with scikit-learn. 1,197 train the network, 300 tell when to
 stop, and 300 that it never saw say how well it does.
 
+    downhill-rms train examples/digits.py
     python examples/digits.py
 """
 
@@ -17,6 +18,7 @@ from sklearn.datasets import load_digits
 import downhill_rms
 
 HIDDEN, CLASSES = 128, 10
+SEED = 3
 
 
 def load(rng):
@@ -48,28 +50,35 @@ def network(rng):
     return [x, y], loss, error_rate
 
 
+def problem(seed=SEED):
+    """What is minimised, on which data and how: all that the command line needs."""
+    rng = np.random.default_rng(seed)
+    train, valid, _ = load(rng)
+    inputs, loss, error_rate = network(rng)
+    return downhill_rms.Problem(
+        loss=loss,
+        inputs=inputs,
+        monitors={"error": error_rate},
+        train=train,
+        valid=valid,
+        hyperparameters={"learning_rate": 1e-3, "rms_regularizer": 1e-4},
+        options={"batch_size": 32, "validate_every": 1, "patience": 5, "max_epochs": 100},
+    )
+
+
 def main():
     """Train with early stopping, and report the accuracy on the test set."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    rng = np.random.default_rng(3)
-    train, valid, test = load(rng)
-    inputs, loss, error_rate = network(rng)
-
+    digits = problem()
     trainer = downhill_rms.Trainer(
-        loss, inputs=inputs, monitors={"error": error_rate}, monitor_gradients=True
+        digits.loss, inputs=digits.inputs, monitors=digits.monitors, monitor_gradients=True
     )
-    data = downhill_rms.Dataset(train, name="train", batch_size=32, rng=rng)
-    trainer.minimize(
-        data,
-        valid,
-        learning_rate=1e-3,
-        rms_regularizer=1e-4,
-        validate_every=1,
-        patience=5,
-        max_epochs=100,
-    )
+    options = dict(digits.options)
+    data = downhill_rms.Dataset(digits.train, "train", options.pop("batch_size"), rng=SEED)
+    trainer.minimize(data, digits.valid, **options, **digits.hyperparameters)
 
     trainer.set_params("best")
+    *_, test = load(np.random.default_rng(SEED))
     result = trainer.evaluate(test)
     print(f"best validation loss {trainer.best.loss:.4f} after epoch {trainer.best.epoch}")
     print(f"test loss {result['loss']:.4f}, test accuracy {1 - result['error']:.2%}")
