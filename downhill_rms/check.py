@@ -1,0 +1,396 @@
+"""What training a problem would do, said without doing it."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.basic import Constant
+from pytensor.graph.traversal import toposort
+from pytensor.printing import pprint
+from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.random.type import RandomType
+
+from downhill_rms.compiled import check_mode
+from downhill_rms.dataset import BoundDataset, Dataset, as_dataset
+from downhill_rms.gradients import differentiate
+from downhill_rms.graph import LossGraph, read_graph, warn_of_outer_broadcast
+from downhill_rms.hyperparameters import Hyperparameters
+from downhill_rms.machine import findings
+from downhill_rms.monitors import named_expressions
+from downhill_rms.problem import Problem
+from downhill_rms.rmsprop import State, needed_kinds, rmsprop_updates
+from downhill_rms.sources import ArraySource, InputSpec, by_input
+
+TERMINAL = textwrap.TextWrapper(*(80, "  ", "    "), break_long_words=False, break_on_hyphens=False)
+KINDS = {0: "scalar", 1: "vector", 2: "matrix"}
+
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check has found.
+
+    Attributes
+    ----------
+    sections : dict of str to list of str
+        What training would work with, each part under its title.
+    problems : list of str
+        What prevents or endangers training, each on one line.
+    machine : list of str
+        What slows it down on this machine, each on one line.
+    trainable : bool
+        Whether training can begin.
+    """
+
+    sections: Mapping[str, list[str]]
+    problems: list[str]
+    machine: list[str]
+    trainable: bool
+
+    @property
+    def lines(self) -> list[str]:
+        """All of it as text for a terminal of 80 columns."""
+        lines = [
+            line
+            for title, rows in self.sections.items()
+            for line in (title, *(f"  {row}" for row in rows))
+        ]
+        for title, texts in {"problems": self.problems, "this machine": self.machine}.items():
+            lines += [title, *(line for text in texts for line in TERMINAL.wrap(text))]
+            lines += [] if texts else ["  none found"]
+        return lines
+
+
+@dataclass
+class Faults:
+    """What was found to be wrong so far.
+
+    Attributes
+    ----------
+    problems : list of str
+        Errors and warnings, in the order in which they came.
+    fatal : bool
+        Whether one of them was an error.
+    """
+
+    problems: list[str] = field(default_factory=list)
+    fatal: bool = False
+
+    def add(self, text: str, fatal: bool = False) -> None:
+        """Take down a fault, once."""
+        self.fatal = self.fatal or fatal
+        text = " ".join(text.split())
+        if text not in self.problems:
+            self.problems.append(text)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """Take down the warnings and the error of a block, and go on after it."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                yield
+            except Exception as error:  # whatever a user's data or operations raise
+                expected = isinstance(error, ValueError | TypeError)
+                text = str(error) if expected else f"{type(error).__name__}: {error}"
+                self.add(text, fatal=True)
+        for warning in caught:
+            if issubclass(warning.category, UserWarning):
+                self.add(str(warning.message))
+
+
+def check(
+    problem: Problem,
+    hyperparameters: Hyperparameters,
+    *,
+    mode: Any = None,
+    batch_size: int | None = None,
+) -> CheckReport:
+    """Say what training a problem would do, without training or compiling anything.
+
+    Parameters
+    ----------
+    problem : Problem
+        The loss and its data. Of data that come as ready batches one is drawn.
+    hyperparameters : Hyperparameters
+        Those that training would use.
+    mode : str or Mode, optional
+        How PyTensor would compile.
+    batch_size : int, optional
+        Samples in a minibatch; by default the problem's own, or 32.
+
+    Returns
+    -------
+    CheckReport
+        With ``trainable`` False if ``Trainer`` would raise an error with this problem.
+    """
+    faults = Faults()
+    sections: dict[str, list[str]] = {}
+    machine: list[str] = []
+    with faults.collected():
+        check_mode(mode)
+        for finding in findings(mode):
+            if finding.prevents_training:
+                faults.add(finding.text, fatal=True)
+            else:
+                machine.append(finding.text)
+    with faults.collected():
+        monitors = named_expressions(problem.monitors)
+        graph = read_graph(
+            *(problem.loss, problem.params, problem.inputs, problem.updates),
+            list(monitors.values()),
+        )
+        if batch_size is None:
+            batch_size = problem.options.get("batch_size")
+        sections |= _data_sections(problem, graph, batch_size, faults)
+        sections |= _graph_sections(graph, monitors, hyperparameters)
+        _check_rule(graph, hyperparameters, faults)
+    sections["hyperparameters"] = _hyperparameter_rows(hyperparameters)
+    return CheckReport(sections, faults.problems, machine, not faults.fatal)
+
+
+def _check_rule(graph: LossGraph, hyperparameters: Hyperparameters, faults: Faults) -> None:
+    """Build what an update needs but for the accumulators, which may be large."""
+    with faults.collected():
+        differentiate(graph.loss, graph.params)
+    with faults.collected():
+        rmsprop_updates([], [], hyperparameters, State(graph.params, graph.param_names))
+
+
+def _data_sections(
+    problem: Problem, graph: LossGraph, batch_size: int | None, faults: Faults
+) -> dict[str, list[str]]:
+    """The inputs, and the data that they get, bound as a trainer binds them."""
+    received = [""] * len(graph.inputs)
+    dtypes: list[str] = [v.type.dtype for v in graph.inputs]
+    rows: list[Row] = []
+    with faults.collected():
+        specs = [InputSpec.of(variable) for variable in graph.inputs]
+        if problem.train is None and specs:
+            raise ValueError(
+                "Give --train FILE, or a problem with train: the loss needs data for "
+                f"{', '.join(map(str, specs))}."
+            )
+        train = as_dataset(problem.train, "train", batch_size)
+        received, dtypes = _received(train, specs)
+        rows.append(("train", *_minibatches(train.bind(specs), graph)))
+    with faults.collected():
+        if problem.valid is not None:
+            size = None if isinstance(problem.valid, Dataset) else batch_size
+            valid = as_dataset(problem.valid, "valid", size).bind(specs)
+            rows.append(("valid", *_minibatches(valid, graph)))
+    for text in float64_findings(graph, dtypes):
+        faults.add(text)
+    named = zip(graph.inputs, received, strict=True)
+    inputs = [(_label(variable), _kind(variable), data) for variable, data in named]
+    return {"inputs": _columns(inputs), "data": _columns(rows)}
+
+
+def _received(dataset: Dataset, specs: Sequence[InputSpec]) -> tuple[list[str], list[str]]:
+    """What each input gets, in words, and the dtypes of the data as they were given."""
+    source = dataset.source
+    if not isinstance(source, ArraySource):
+        return ["ready batches"] * len(specs), [spec.dtype for spec in specs]
+    shapes, samples = [column.shape for column in source.columns], source.take(slice(0, 1))
+    given: Any = list(zip(shapes, (sample.dtype.name for sample in samples), strict=True))
+    if source.names is not None:
+        given = dict(zip(source.names, given, strict=True))
+    arrays = by_input(given, specs)
+    return [f"{dtype} array of {shape}" for shape, dtype in arrays], [d for _, d in arrays]
+
+
+def _minibatches(data: BoundDataset, graph: LossGraph) -> Row:
+    """Samples and minibatches, in words; the shapes of the first show what broadcasts."""
+    batch, samples = next(iter(data.in_order()))
+    shapes = {v: array.shape for v, array in zip(graph.inputs, batch, strict=True)}
+    shapes |= {p: p.get_value(borrow=True).shape for p in graph.params}
+    warn_of_outer_broadcast(graph.loss, shapes)
+    sampler = data.sampler
+    if sampler is None:
+        if not batch:
+            return ("none needed", "an epoch is one update")
+        count = data.iteration_size or "an unknown number of"
+        return (f"{samples} samples in the first batch", f"{count} batches an epoch")
+    text = f"{sampler.n_batches} minibatches of {sampler.batch_size} an epoch"
+    rest = sampler.n_samples % sampler.batch_size
+    if rest and sampler.n_batches == sampler.pass_size:
+        text += f", the last of {rest}"
+    return (f"{sampler.n_samples} samples", text)
+
+
+def _graph_sections(
+    graph: LossGraph, monitors: Mapping[str, Any], hyperparameters: Hyperparameters
+) -> dict[str, list[str]]:
+    """Parameters, memory, and what else an update computes and assigns."""
+    values = [param.get_value(borrow=True) for param in graph.params]
+    total = sum(value.size for value in values)
+    rows: list[Row] = [
+        (name, str(value.shape), value.dtype.name, f"{value.size:,}")
+        for name, value in zip(graph.param_names, values, strict=True)
+    ]
+    size = sum(value.nbytes for value in values)
+    kinds = needed_kinds(hyperparameters)
+    memory = [
+        ("parameters", bytes_in_words(size), ""),
+        ("optimiser state", bytes_in_words(len(kinds) * size), ", ".join(kinds)),
+    ]
+    generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
+    others = [v for v, _ in graph.updates if not isinstance(v.type, RandomType)]
+    sections = {
+        f"parameters ({total:,} numbers)": _columns(rows),
+        "memory": _columns(memory),
+        "random generators": [f"{_label(v)}, advanced by every update" for v in generators],
+        "further updates": [f"{_label(v)} ({_kind(v)})" for v in others],
+        "monitors": ["loss", *monitors],
+    }
+    return {title: rows or ["none"] for title, rows in sections.items()}
+
+
+def _hyperparameter_rows(hyperparameters: Hyperparameters) -> list[str]:
+    """Those in force, the ones that are not at their default marked."""
+    defaults = Hyperparameters()
+    rows = []
+    for name, value in dict(hyperparameters).items():
+        if value is not None:
+            mark = "" if value is defaults[name] or value == defaults[name] else "changed from"
+            default = "none" if defaults[name] is None else str(defaults[name])
+            rows.append((name, _value_in_words(value), f"{mark} {default}" if mark else ""))
+    return _columns(rows)
+
+
+def _value_in_words(value: Any) -> str:
+    if isinstance(value, SharedVariable):
+        return f"shared variable {_label(value)}, now {value.get_value()}"
+    return f"schedule {getattr(value, '__name__', value)}" if callable(value) else str(value)
+
+
+def float64_findings(graph: LossGraph, dtypes: Sequence[str]) -> list[str]:
+    """Where a loss computes in float64 although float32 was likely meant.
+
+    Parameters
+    ----------
+    graph : LossGraph
+        The loss.
+    dtypes : sequence of str
+        Dtypes of the data, as they were given, or else of the inputs.
+
+    Returns
+    -------
+    list of str
+        Empty if everything is float32, or if parameters and data are float64.
+    """
+    cost = "float64 takes twice the memory, and about twice the time"
+    if any(param.type.dtype == "float32" for param in graph.params):
+        return [f"{_mend(v)}: {why}; {cost}." for v, why in float64_origins(graph.loss)]
+    if {dtype for dtype in dtypes if dtype.startswith("float")} != {"float32"}:
+        return []
+    double = [v for v in (*graph.params, *graph.inputs) if v.type.dtype == "float64"]
+    names = ", ".join(map(_label, double))
+    return [f"Make {names} float32: the data are float32 already; {cost}."] if double else []
+
+
+def float64_origins(loss: Any) -> list[tuple[Any, str]]:
+    """The variables that turn float32 arrays into float64, and how.
+
+    What follows from a conversion is not listed again. Scalars, whose dtype costs nothing, are
+    passed over: the gradient of a float32 array is float32 behind them too.
+
+    Parameters
+    ----------
+    loss : Variable
+        The loss.
+
+    Returns
+    -------
+    list of (Variable, str)
+        In the order of computation.
+    """
+    origins: dict[Any, str] = {}
+    constant: set[Any] = set()  # computed from constants alone: its dtype follows its neighbour's
+    converted: set[Any] = set()
+    for node in toposort([loss]):
+        if all(v in constant or isinstance(v, Constant) for v in node.inputs):
+            constant.update(node.outputs)
+            continue
+        single = [v for v in node.inputs if _dtype(v) == "float32" and v not in constant]
+        single = [v for v in single if not isinstance(v, Constant)]
+        double = [v for v in node.outputs if _dtype(v) == "float64" and v.type.ndim]
+        if any(v in converted for v in node.inputs):
+            converted.update(double)
+        elif single and double:
+            converted.update(double)
+            guilty = next((v for v in node.inputs if _widens(v, node.op)), None)
+            if guilty is None:
+                origins.setdefault(double[0], "it turns float32 into float64")
+            else:
+                why = f"{_label(guilty)} turns {_label(single[0])} from float32 into float64"
+                origins.setdefault(_source(guilty), why)
+    return list(origins.items())
+
+
+def _widens(variable: Any, op: Any) -> bool:
+    """Whether an operand makes an operation with float32 give float64."""
+    dtype = _dtype(variable)
+    if dtype == "float64":
+        return True
+    # Elsewhere integers are sizes and indices.
+    return isinstance(op, Elemwise) and np.promote_types("float32", dtype) == "float64"
+
+
+def _mend(variable: Any) -> str:
+    """What to do about a variable that is float64, or makes others so."""
+    label = _label(variable)
+    if isinstance(variable, Constant):
+        return f"Write {label} as np.float32 in the loss, or set PYTENSOR_FLAGS=floatX=float32"
+    if variable.owner is None and _dtype(variable) == "float64":
+        return f"Make {label} float32"
+    return f"Cast {label} with .astype('float32')"
+
+
+def _source(variable: Any) -> Any:
+    """The variable itself, behind the dimensions that broadcasting has added to it."""
+    while variable.owner is not None and isinstance(variable.owner.op, DimShuffle):
+        variable = variable.owner.inputs[0]
+    return variable
+
+
+def _dtype(variable: Any) -> str:
+    return getattr(variable.type, "dtype", "")
+
+
+def _label(variable: Any) -> str:
+    """A name, or a short expression."""
+    variable = _source(variable)
+    if variable.name or (variable.owner is None and not isinstance(variable, Constant)):
+        return variable.name or "unnamed"
+    return textwrap.shorten(pprint(variable), 40, placeholder=" ...")
+
+
+def _kind(variable: Any) -> str:
+    spec = InputSpec.of(variable)
+    kind = KINDS.get(spec.ndim, f"{spec.ndim}-dimensional")
+    return " ".join(filter(None, (spec.sparse, spec.dtype, kind)))
+
+
+def bytes_in_words(size: int) -> str:
+    """A size in the unit that suits it, such as ``1.5 MiB``."""
+    amount, units = float(size), ["GiB", "MiB", "KiB", "B"]
+    while amount >= 1024 and len(units) > 1:
+        amount /= 1024
+        units.pop()
+    return f"{amount:.0f} B" if units[-1] == "B" else f"{amount:.1f} {units[-1]}"
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """Rows of texts, aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(t.ljust(w) for t, w in zip(row, widths, strict=True)) for row in rows)
+    return [line.rstrip() for line in lines]
