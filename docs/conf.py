@@ -1,7 +1,10 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import pictures
 
 import downhill_rms
 
@@ -31,3 +34,7 @@ autodoc_typehints = "none"  # the docstrings name the types
 # Members are chosen in reference.rst.
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
+
+
+def setup(app):
+    app.connect("builder-inited", lambda app: pictures.draw(HERE / "_pictures"))

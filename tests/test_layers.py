@@ -19,21 +19,27 @@ LAYERS = [
         "generators",
         "signals",
         "statefile",
+        "report",
+        "machine",
+        "figures",
     },
-    {"gradients", "dataset", "history", "compiled", "checkpoint"},
+    {"gradients", "dataset", "history", "compiled", "checkpoint", "datafiles"},
     {"hyperparameters"},
-    {"rmsprop", "presets", "parameters"},
-    {"run"},
+    {"rmsprop", "presets", "parameters", "problem", "observers", "plots"},
+    {"run", "telemetry", "check", "console", "rundirectory"},
     {"steps"},
     {"statedict"},
     {"loop"},
     {"trainer"},
+    {"demos", "experiment"},
     {"__init__"},
+    {"cli"},
+    {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # These know neither each other nor the trainer; a record of history holds monitors' values.
-PEERS = {"checkpoint", "dataset", "monitors", "stopping", "history"}
+PEERS = {"checkpoint", "dataset", "monitors", "stopping", "history", "report"}
 
 
 def imported(module):
@@ -42,7 +48,8 @@ def imported(module):
         if isinstance(node, ast.ImportFrom) and node.module:
             package, _, name = node.module.partition(".")
             if package == "downhill_rms":
-                yield from [name] if name else [alias.name for alias in node.names]
+                names = [name] if name else [alias.name for alias in node.names]
+                yield from (name if name in LEVEL else "__init__" for name in names)
 
 
 def test_every_module_has_its_layer():

@@ -1,0 +1,35 @@
+"""The pictures of the documentation, drawn anew by every build."""
+
+from pathlib import Path
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+
+from downhill_rms import Dataset, Trainer, plots
+from downhill_rms.demos import run_demo
+
+
+def update_ratios():
+    """What ``monitor_updates`` records of a regression whose features differ in scale."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(400, 5)) * [1, 1, 1, 0.01, 0]
+    Y = X @ [1.0, 2.0, 3.0, 4.0, 5.0] + 6 + 0.1 * rng.normal(size=400)
+    x, y = pt.matrix("x"), pt.vector("y")
+    w, b = pytensor.shared(np.ones(5), name="w"), pytensor.shared(1.0, name="b")
+    loss = pt.sqr(x @ w + b - y).mean()
+    trainer = Trainer(loss, inputs=[x, y], monitor_updates=True)
+    data = Dataset([X, Y], rng=0)
+    trainer.minimize(data, max_epochs=60, learning_rate=0.01, rms_regularizer=1e-3)
+    return plots.update_ratios(trainer.history)
+
+
+def draw(folder):
+    """Draw all of them into a folder, without compiling anything."""
+    folder = Path(folder)
+    folder.mkdir(exist_ok=True)
+    with pytensor.config.change_flags(mode="FAST_COMPILE", cxx=""):
+        for name in ("rosenbrock", "quadratic", "regression"):
+            run_demo(name, progress=False).figure().savefig(folder / f"{name}.png")
+        plots.decay_coefficients().savefig(folder / "decay_coefficients.png")
+        update_ratios().savefig(folder / "update_ratios.png")

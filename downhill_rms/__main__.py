@@ -1,0 +1,6 @@
+"""``python -m downhill_rms``: the command line."""
+
+from downhill_rms.cli import main
+
+if __name__ == "__main__":
+    main(prog_name="downhill-rms")

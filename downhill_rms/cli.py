@@ -1,0 +1,178 @@
+"""The command line: each command calls the library, and prints what it returns."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from downhill_rms import __version__
+from downhill_rms.check import check as check_problem
+from downhill_rms.console import (
+    Commands,
+    logging_to_terminal,
+    parse_assignment,
+    parse_picture,
+    table,
+    text_curves,
+)
+from downhill_rms.demos import DEMOS, run_demo
+from downhill_rms.experiment import Request
+from downhill_rms.experiment import train as train_problem
+from downhill_rms.plots import learning_curves
+from downhill_rms.problem import load_problem, problem_name
+from downhill_rms.rundirectory import RunDirectory, default_path
+from downhill_rms.rundirectory import compare as compare_runs
+from downhill_rms.stopping import StopReason
+
+EXIT_CODES = {StopReason.INTERRUPTED: 130, StopReason.TERMINATED: 143}
+
+Command = Callable[..., Any]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="downhill-rms")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+def main(debug: bool) -> None:
+    """Minimise symbolic PyTensor losses by minibatch RMSProp."""
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Give a command several options, in this order."""
+
+    def give(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
+
+
+SPEC = click.argument("spec")
+RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True)
+MODE = click.option("--mode", help="How PyTensor compiles: NUMBA, JAX, FAST_COMPILE, ...")
+PROGRESS = click.option("--progress/--no-progress", default=True, help="Show a bar in a terminal.")
+PICTURE = click.option(
+    "--out",
+    metavar="FILE",
+    callback=lambda ctx, param, text: None if text is None else parse_picture(text),
+    help="The picture: a png, svg or pdf file.",
+)
+PROBLEM = with_options(
+    SPEC,
+    click.option("--train", metavar="FILE", help="Training data: npz, npy, csv, tsv, parquet."),
+    click.option("--valid", metavar="FILE", help="Validation data."),
+    click.option(
+        *("--set", "assignments"),
+        metavar="NAME=VALUE",
+        callback=lambda ctx, param, texts: [parse_assignment(text) for text in texts],
+        multiple=True,
+        help="A hyperparameter; again for more.",
+    ),
+    click.option("--batch-size", type=int, help="Samples in a minibatch (32)."),
+    click.option("--seed", type=click.IntRange(0), help="Of the problem and the data's order (0)."),
+    MODE,
+)
+
+
+@main.command()
+@PROBLEM
+@click.option("--max-epochs", type=int, help="Passes through the training data at most.")
+@click.option("--max-updates", type=int, help="Minibatches at most.")
+@click.option("--patience", type=float, help="Validations without improvement that are borne (5).")
+@click.option("--out", metavar="RUN_DIR", help="The run directory (runs/NAME).")
+@click.option("--resume", is_flag=True, help="Go on with the run in the run directory.")
+@PROGRESS
+def train(spec: str, out: str | None, resume: bool, progress: bool, **given: Any) -> None:
+    """Train the problem SPEC: path/to/file.py or package.module, and :name for one of several."""
+    directory = RunDirectory(out or default_path(problem_name(spec), resume))
+    if resume:
+        request = Request.from_config(directory.read_config(), spec=spec, **given)
+    else:
+        directory.refuse_if_begun()
+        request = Request(spec=spec).changed(**given)
+    bar = progress and sys.stderr.isatty()
+    with logging_to_terminal(logging.WARNING if bar else logging.INFO):
+        problem = load_problem(spec, request.seed)
+        trainer = train_problem(problem, request, directory, resume=resume, progress=bar)
+    click.echo(directory.headline())
+    if trainer.stop_reason in EXIT_CODES:
+        click.echo(f"go on with: downhill-rms train {spec} --out {directory.path} --resume")
+        sys.exit(EXIT_CODES[trainer.stop_reason])
+    if trainer.stop_reason is StopReason.DIVERGED:
+        raise click.ClickException(f"{trainer.divergence}; the best parameters are in best.npz")
+
+
+@main.command()
+@PROBLEM
+def check(spec: str, **given: Any) -> None:
+    """Say what training the problem SPEC would do, without doing it."""
+    with logging_to_terminal(logging.WARNING):
+        request = Request(spec=spec).changed(**given)
+        problem = request.with_files(load_problem(spec, request.seed))
+        report = check_problem(
+            problem,
+            request.in_force(problem),
+            mode=request.mode,
+            batch_size=request.all_options(problem).get("batch_size"),
+        )
+    for line in report.lines:
+        click.echo(line)
+    if not report.trainable:
+        raise click.ClickException(f"{problem.name} cannot be trained as it is")
+
+
+@main.command()
+@RUNS
+@click.option("--monitor", "monitors", multiple=True, help="What to draw (loss); again for more.")
+@PICTURE
+@click.option("--text", is_flag=True, help="Print the curves in the terminal instead.")
+def plot(runs: tuple[str, ...], monitors: tuple[str, ...], out: Path | None, text: bool) -> None:
+    """Draw the curves of one run or of several."""
+    histories = {run: RunDirectory(run).read_history() for run in runs}
+    chosen = monitors or ("loss",)
+    if text:
+        click.echo(text_curves(histories, chosen))
+        return
+    own = RunDirectory(runs[0]).curves_path
+    path = out or (own if len(runs) == 1 else Path(own.name))
+    learning_curves(histories, chosen).savefig(path)
+    click.echo(f"drawn: {path}")
+
+
+@main.command()
+@click.argument("run")
+def show(run: str) -> None:
+    """Print how a run went, and what was asked for."""
+    directory = RunDirectory(run)
+    for name, value in {**directory.results(), **directory.settings()}.items():
+        click.echo(f"{name:<22}  {value}")
+
+
+@main.command()
+@RUNS
+def compare(runs: tuple[str, ...]) -> None:
+    """Print several runs, the best validation loss first."""
+    click.echo(table(compare_runs([RunDirectory(run) for run in runs])))
+
+
+@main.command()
+@click.argument("name", type=click.Choice(list(DEMOS)), default="rosenbrock")
+@PICTURE
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of generated data (0).")
+@MODE
+@PROGRESS
+def demo(name: str, out: Path | None, seed: int, mode: str | None, progress: bool) -> None:
+    """Train on data that need no file, and draw what happened."""
+    bar = progress and sys.stderr.isatty()
+    with logging_to_terminal(logging.WARNING):
+        result = run_demo(name, seed=seed, mode=mode, progress=bar)
+    for line in result.summary:
+        click.echo(line)
+    path = out or Path(f"{name}.png")
+    result.figure().savefig(path)
+    click.echo(f"drawn: {path}")

@@ -1,0 +1,166 @@
+"""What the command line does with logs and errors: where they go, and how they look."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from downhill_rms.history import History
+
+PICTURES = (".png", ".svg", ".pdf")
+CONSTANTS = {"true": True, "false": False, "none": None}
+BLOCKS = "▁▂▃▄▅▆▇█"
+TEXT_COLUMNS = 30  # of a curve in blocks
+COLOURS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
+
+
+class TerminalHandler(logging.Handler):
+    """Write records to standard error, coloured, and never into a bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        colour = COLOURS.get(record.levelno)
+        with _above_the_bar():
+            click.secho(self.format(record), fg=colour, err=True)
+
+
+def _above_the_bar() -> Any:
+    if "tqdm" not in sys.modules:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(file=sys.stderr)
+
+
+@contextlib.contextmanager
+def logging_to_terminal(level: int) -> Iterator[None]:
+    """Show the library's log from this level on, and Python's warnings, in the terminal."""
+    logger, former = logging.getLogger("downhill_rms"), warnings.showwarning
+    before = logger.level, logger.propagate
+    terminal = TerminalHandler(level)
+
+    def show(message: Warning | str, *details: Any, **options: Any) -> None:
+        logger.warning("%s", message)
+
+    logger.addHandler(terminal)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = former
+        logger.removeHandler(terminal)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+
+
+class Commands(click.Group):
+    """Commands that answer every error with one line, and Ctrl-C with exit code 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            click.secho("\nstopped by Ctrl-C", fg="yellow", err=True)
+            ctx.exit(130)
+        except Exception as error:
+            if ctx.params["debug"]:
+                raise
+            raise click.ClickException(one_line(error)) from error
+
+
+def one_line(error: Exception) -> str:
+    """An error as one line; those that no check of ours raised say what they are."""
+    text = " ".join(str(error).split("\n\n")[0].split())
+    ours = isinstance(error, ValueError | TypeError | ImportError)
+    if ours and text:
+        return text
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Split ``name=value`` into a name and a number, a truth value or a word.
+
+    Whether the name is a hyperparameter's and the value in its range, its own class tells.
+    """
+    name, equals, value = (part.strip() for part in text.partition("="))
+    if not (name and equals and value):
+        raise click.BadParameter(f"a hyperparameter is given as name=value: received {text!r}")
+    if value.lower() in CONSTANTS:
+        return name, CONSTANTS[value.lower()]
+    try:
+        return name, float(value)
+    except ValueError:
+        return name, value
+
+
+def parse_picture(text: str) -> Path:
+    """Check the name of a picture, before anything is trained or drawn."""
+    path = Path(text)
+    if path.suffix.lower() not in PICTURES:
+        raise click.BadParameter(f"it ends in {', '.join(PICTURES)}: received {text}")
+    if not path.parent.is_dir():
+        raise click.BadParameter(f"its directory is there: {path.parent} is not")
+    return path
+
+
+def text_curves(histories: Mapping[str, History], monitors: Sequence[str]) -> str:
+    """Curves for a terminal: a row of blocks for each, with its first, lowest and last value.
+
+    Raises
+    ------
+    ValueError
+        If a history has no such monitor.
+    """
+    rows: list[dict[str, str]] = []
+    for run, history in histories.items():
+        columns = history.to_dict()
+        for monitor in monitors:
+            names = [n for n in (f"train_{monitor}", f"valid_{monitor}") if n in columns]
+            if not names:
+                raise ValueError(
+                    f"A curve is drawn of a monitor: {run} has no {monitor!r}, only "
+                    f"{', '.join(n[6:] for n in columns if n.startswith('train_'))}. Give one."
+                )
+            rows += [{"run": run, "curve": name, **_text_curve(columns[name])} for name in names]
+    return table(rows)
+
+
+def _text_curve(values: np.ndarray) -> dict[str, str]:
+    finite = values[np.isfinite(values)]
+    numbers = {"first": values[:1], "lowest": np.sort(finite)[:1], "last": values[-1:]}
+    texts = {name: " ".join(f"{value:.4g}" for value in some) for name, some in numbers.items()}
+    parts = np.array_split(values, min(len(values), TEXT_COLUMNS)) if len(values) else []
+    return texts | {"epochs": sparkline([float(part[-1]) for part in parts])}
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Values as a row of blocks, the lowest at the bottom; a gap where one is not finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        BLOCKS[round((value - low) * scale)] if math.isfinite(value) else " " for value in values
+    )
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """Rows of texts as columns under their names."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [names, *([row.get(name, "-") for name in names] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
+    shown = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(line.rstrip() for line in shown)

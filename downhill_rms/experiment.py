@@ -1,0 +1,240 @@
+"""A problem, trained in a run directory: what ``downhill-rms train`` does."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from downhill_rms.checkpoint import Checkpoint
+from downhill_rms.datafiles import read_data
+from downhill_rms.dataset import Dataset, as_dataset
+from downhill_rms.history import HistoryFile
+from downhill_rms.hyperparameters import Hyperparameters
+from downhill_rms.plots import learning_curves
+from downhill_rms.problem import Problem
+from downhill_rms.rundirectory import RunDirectory
+from downhill_rms.stopping import StopReason
+from downhill_rms.trainer import Trainer
+
+PACKAGES = ("downhill_rms", "pytensor", "numpy", "numba")
+SECONDS_BETWEEN_CHECKPOINTS = 10.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks of a run, beside the problem.
+
+    Attributes
+    ----------
+    spec : str
+        Where the problem is found.
+    seed : int
+        Of the problem and of the data's order.
+    train, valid : str or None
+        Data files.
+    mode : str or None
+        How PyTensor compiles.
+    hyperparameters, options : mapping
+        Those that come before the problem's defaults.
+    """
+
+    spec: str
+    seed: int = 0
+    train: str | None = None
+    valid: str | None = None
+    mode: str | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_config(self, problem: Problem) -> dict[str, Any]:
+        """Everything that decides what the run does, as ``config.json`` keeps it."""
+        hyperparameters = dict(self.in_force(problem))
+        if not isinstance(hyperparameters["learning_rate"], float):
+            hyperparameters["learning_rate"] = None  # a schedule, which the problem has
+        return {
+            "problem": self.spec,
+            "seed": self.seed,
+            **{name: file and str(Path(file).resolve()) for name, file in self._files.items()},
+            "mode": self.mode,
+            "hyperparameters": hyperparameters,
+            "options": self.all_options(problem),
+            "versions": _versions(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **given: Any) -> Request:
+        """The request that `to_config` wrote down, for a run that goes on, with changes.
+
+        Raises
+        ------
+        ValueError
+            If another seed is given: other data would be split and shuffled by it.
+        """
+        if given.get("seed") not in (None, config["seed"]):
+            raise ValueError(
+                f"A run goes on with its own seed, {config['seed']}: received {given['seed']}. "
+                "Leave --seed out, or begin in another directory."
+            )
+        hyperparameters = dict(config["hyperparameters"])
+        if hyperparameters["learning_rate"] is None:
+            del hyperparameters["learning_rate"]
+        names = ("seed", "train", "valid", "mode", "options")
+        kept = {name: config[name] for name in names}
+        request = cls(spec=config["problem"], hyperparameters=hyperparameters, **kept)
+        return request.changed(**given)
+
+    def changed(self, assignments: Iterable[tuple[str, Any]] = (), **given: Any) -> Request:
+        """The request with some of it given anew; what is None stays as it was.
+
+        Parameters
+        ----------
+        assignments : iterable of (str, value)
+            Hyperparameters.
+        **given
+            Fields of a request, and options of ``Trainer.iterate``.
+        """
+        given = {name: value for name, value in given.items() if value is not None}
+        own = {one.name for one in fields(self)}
+        options = {name: value for name, value in given.items() if name not in own}
+        return replace(
+            self,
+            **{name: value for name, value in given.items() if name in own},
+            hyperparameters={**self.hyperparameters, **dict(assignments)},
+            options={**self.options, **options},
+        )
+
+    def all_options(self, problem: Problem) -> dict[str, Any]:
+        """The options of the run, the problem's defaults included."""
+        return {**problem.options, **self.options}
+
+    def in_force(self, problem: Problem) -> Hyperparameters:
+        """The hyperparameters of the run."""
+        return Hyperparameters(**problem.hyperparameters).replace(**self.hyperparameters)
+
+    @property
+    def _files(self) -> dict[str, str | None]:
+        return {"train": self.train, "valid": self.valid}
+
+    def with_files(self, problem: Problem) -> Problem:
+        """The problem, with data from files where they are given."""
+        files = {name: file for name, file in self._files.items() if file}
+        if not files:
+            return problem
+        specs = make_trainer(problem).steps.specs
+        data: dict[str, Any] = {name: read_data(file, specs) for name, file in files.items()}
+        return replace(problem, **data)
+
+
+def make_trainer(problem: Problem, mode: str | None = None) -> Trainer:
+    """The trainer of a problem."""
+    return Trainer(
+        problem.loss,
+        problem.params,
+        problem.inputs,
+        problem.updates,
+        problem.monitors,
+        mode=mode,
+    )
+
+
+def train(
+    problem: Problem, request: Request, directory: RunDirectory, *, resume: bool, progress: bool
+) -> Trainer:
+    """Train a problem, and leave everything that the run is in its directory.
+
+    Parameters
+    ----------
+    problem : Problem
+        The loss.
+    request : Request
+        What is asked of the run.
+    directory : RunDirectory
+        Where; it is there.
+    resume : bool
+        Whether the run there goes on.
+    progress : bool
+        Whether a bar is shown.
+
+    Returns
+    -------
+    Trainer
+        Its ``stop_reason`` tells how the run ended.
+    """
+    problem = request.with_files(problem)
+    trainer = make_trainer(problem, request.mode)
+    options = request.all_options(problem)
+    data = training_data(problem, trainer, options.pop("batch_size", None), request.seed)
+    checkpoint = Checkpoint(
+        directory.checkpoints_path, every_epochs=None, every_seconds=SECONDS_BETWEEN_CHECKPOINTS
+    )
+    history_file = HistoryFile(directory.history_path)
+    epochs = trainer.iterate(  # from here on nothing is left to be refused
+        data,
+        problem.valid,
+        **options,
+        **request.in_force(problem),
+        checkpoint=checkpoint,
+        resume=resume,
+        observers=[history_file],
+        progress=progress,
+    )
+    directory.create()
+    # Held before anything in the directory is touched: another process may train there.
+    with checkpoint, history_file, logging_to_file(directory.log_path):
+        directory.begin(request.to_config(problem))
+        for _ in epochs:
+            pass
+        directory.finish(trainer.history, {"stop_reason": trainer.stop_reason})
+    if trainer.stop_reason is not StopReason.TERMINATED:  # whoever sends it waits
+        draw(directory)
+    return trainer
+
+
+def training_data(problem: Problem, trainer: Trainer, batch_size: int | None, seed: int) -> Any:
+    """The training data, shuffled by the run's own seed unless they are a `Dataset` already."""
+    if problem.train is None and trainer.steps.specs:
+        raise ValueError(
+            f"A loss with inputs needs data: {problem.name} has none for "
+            f"{', '.join(map(str, trainer.steps.specs))}. Give --train FILE, or a problem with "
+            "train."
+        )
+    if problem.train is None or isinstance(problem.train, Dataset):
+        return as_dataset(problem.train, "train", batch_size)
+    size = 32 if batch_size is None else batch_size
+    return Dataset(problem.train, "train", size, rng=seed)
+
+
+def draw(directory: RunDirectory) -> None:
+    """Draw the curves into the run directory, if that can be done here."""
+    try:
+        figure = learning_curves(directory.read_history())
+        figure.savefig(directory.curves_path)
+    except ImportError as error:
+        log.warning("no %s: %s", directory.curves_path.name, error)
+
+
+@contextmanager
+def logging_to_file(path: Path) -> Iterator[None]:
+    """Append the library's log to a file."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("downhill_rms")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: import_module(name).__version__ for name in PACKAGES}
+    return {"python": platform.python_version(), **packages}

@@ -1,0 +1,229 @@
+"""A run directory: everything that a run of the command line is, in files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from downhill_rms.history import History, Record
+
+FORMAT = 1  # of config.json
+
+
+class RunDirectoryError(ValueError):
+    """A run directory that cannot be used."""
+
+
+class RunDirectory:
+    """The files of one run.
+
+    Parameters
+    ----------
+    path : path
+        The directory; it need not be there yet.
+
+    Attributes
+    ----------
+    config_path, history_path, result_path, log_path, curves_path, checkpoints_path : Path
+        ``config.json``, ``history.jsonl``, ``result.json``, ``log.txt``, ``curves.png`` and the
+        directory ``checkpoints``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_path = self.path / "config.json"
+        self.history_path = self.path / "history.jsonl"
+        self.result_path = self.path / "result.json"
+        self.log_path = self.path / "log.txt"
+        self.curves_path = self.path / "curves.png"
+        self.checkpoints_path = self.path / "checkpoints"
+
+    def has_begun(self) -> bool:
+        """Whether it holds a run that would be lost: an epoch, or a checkpoint."""
+        done = self.history_path, *self.checkpoints_path.glob("*.npz")
+        return any(path.exists() and path.stat().st_size for path in done)
+
+    def refuse_if_begun(self) -> None:
+        """Raise a `RunDirectoryError` where a new run would destroy another."""
+        if self.has_begun():
+            raise RunDirectoryError(
+                f"A new run has a directory of its own: {self.path} holds one. Give --resume to "
+                "go on with it, or another directory by --out."
+            )
+
+    def create(self) -> None:
+        """Make the directory if it is not there, or raise a `RunDirectoryError`."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(
+                f"A run directory can be made: {self.path} cannot ({error.strerror}). Give "
+                "another by --out."
+            ) from error
+
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Write what was asked for; how a run that goes on had ended holds no longer."""
+        self.result_path.unlink(missing_ok=True)
+        _write_json(self.config_path, {"format": FORMAT, **config})
+
+    def finish(self, history: History, result: Mapping[str, Any]) -> None:
+        """Write all that happened, and how the run ended."""
+        history.to_jsonl(self.history_path)
+        _write_json(self.result_path, result)
+
+    def read_config(self) -> dict[str, Any]:
+        """What was asked for.
+
+        Raises
+        ------
+        RunDirectoryError
+            If this is no run directory, or one of a later version.
+        """
+        if not self.config_path.exists():
+            raise RunDirectoryError(
+                f"A run directory holds a config.json: {self.path} has none. Give a directory "
+                "that `downhill-rms train` made."
+            )
+        config = _read_json(self.config_path)
+        if config.get("format") != FORMAT:
+            raise RunDirectoryError(
+                f"A run directory has format {FORMAT}: {self.path} has format "
+                f"{config.get('format')!r}. Use the version of downhill_rms that made it."
+            )
+        return config
+
+    def read_history(self) -> History:
+        """What happened, epoch by epoch; nothing before the first epoch is over."""
+        self.read_config()
+        return History.from_jsonl(self.history_path) if self.history_path.exists() else History()
+
+    def read_result(self) -> dict[str, Any]:
+        """How the run ended; an empty dict for one that goes on, or was killed."""
+        return _read_json(self.result_path) if self.result_path.exists() else {}
+
+    def best_loss(self) -> float:
+        """The best validation loss of the last run; NaN if there is none."""
+        best = best_record(self.read_history())
+        return math.nan if best is None else best.valid["loss"]
+
+    def results(self) -> dict[str, str]:
+        """How the run went, as texts by name."""
+        history = self.read_history()
+        best = best_record(history)
+        last = history[-1] if len(history) else None
+        return {
+            "run": str(self.path),
+            "best valid loss": _number(math.nan if best is None else best.valid["loss"]),
+            "best epoch": "-" if best is None else str(best.epoch),
+            "stopped": self.read_result().get("stop_reason", "not yet, or killed"),
+            "epochs": "0" if last is None else str(last.epoch),
+            "updates": "0" if last is None else str(last.updates),
+            "seconds": "-" if last is None else f"{last.seconds:.1f}",
+            "time per update": _duration(seconds_per_update(history)),
+        }
+
+    def settings(self) -> dict[str, str]:
+        """What was asked for, as texts by name; what was not given is left out."""
+        config = self.read_config()
+        names = ("problem", "seed", "train", "valid", "mode")
+        values = {name: config.get(name) for name in names}
+        values |= config.get("options", {}) | config["hyperparameters"]
+        return {name: str(value) for name, value in values.items() if value is not None}
+
+    def headline(self) -> str:
+        """How the run went, in three lines."""
+        text = self.results()
+        return (
+            f"ended ({text['stopped']}) after {text['epochs']} epochs, {text['updates']} updates, "
+            f"{text['seconds']} s\n"
+            f"best validation loss {text['best valid loss']} at epoch {text['best epoch']}\n"
+            f"run directory {self.path}"
+        )
+
+
+def default_path(name: str, resume: bool) -> Path:
+    """Where a run of this name goes if nobody says: ``runs/name``, ``runs/name-2`` and so on.
+
+    Parameters
+    ----------
+    name : str
+        The problem's.
+    resume : bool
+        Whether the last run of this name is meant, instead of the next.
+    """
+    numbers = itertools.count(2)
+    path, following = Path("runs", name), Path("runs", f"{name}-{next(numbers)}")
+    while RunDirectory(following if resume else path).has_begun():
+        path, following = following, Path("runs", f"{name}-{next(numbers)}")
+    return path
+
+
+def compare(directories: Sequence[RunDirectory]) -> list[dict[str, str]]:
+    """Results of several runs, the best validation loss first, and in what the runs differ."""
+    settings = [directory.settings() for directory in directories]
+    names = dict.fromkeys(name for values in settings for name in values)
+    different = [n for n in names if len({values.get(n, "-") for values in settings}) > 1]
+    rows = [
+        {**directory.results(), **{name: values.get(name, "-") for name in different}}
+        for directory, values in zip(directories, settings, strict=True)
+    ]
+    losses = [directory.best_loss() for directory in directories]
+    order = sorted(range(len(rows)), key=lambda i: (math.isnan(losses[i]), losses[i]))
+    return [rows[index] for index in order]
+
+
+def best_record(history: History) -> Record | None:
+    """The best of the last run in a history, if it had a validation that counts."""
+    return next((record for record in reversed(history.records) if record.best), None)
+
+
+def seconds_per_update(history: History) -> float:
+    """Median over epochs of the time from one to the next, validation included; NaN for one.
+
+    The first epoch of a run, which compiles, has none before it and does not count.
+    """
+    times = [
+        (after.seconds - before.seconds) / (after.updates - before.updates)
+        for before, after in itertools.pairwise(history)
+        if after.seconds > before.seconds and after.updates > before.updates
+    ]
+    return statistics.median(times) if times else math.nan
+
+
+def _duration(seconds: float) -> str:
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if seconds * scale >= 1:
+            return f"{seconds * scale:.3g} {unit}"
+    return "-"
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.6g}"
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(
+            f"A run's files are as it wrote them: {path} cannot be read ({error}). Restore it, or "
+            "train again in another directory."
+        ) from error
+    if not isinstance(content, dict):
+        raise RunDirectoryError(
+            f"A run's files are as it wrote them: {path} holds no JSON object. Restore it, or "
+            "train again in another directory."
+        )
+    return content
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,392 @@
+"""The command line as a person uses it: what each command does, and each thing that goes wrong."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from downhill_rms import __version__
+from downhill_rms.cli import main
+
+ROOT = Path(__file__).parent.parent
+PROBLEM = """
+import numpy as np, pytensor, pytensor.tensor as pt
+
+x, y = pt.matrix("x"), pt.vector("y")
+w = pytensor.shared(np.zeros(2), name="w")
+b = pytensor.shared(0.0, name="b")
+error = x @ w + b - y
+LINE = np.array([1.0, -2.0])
+
+
+def problem(seed=0):
+    X = np.random.default_rng(seed).normal(size=(60, 2))
+    data = [X, X @ LINE + 0.5]
+    return {
+        "loss": (error**2).mean(),
+        "inputs": [x, y],
+        "monitors": {"absolute": abs(error).mean()},
+        "train": [part[:40] for part in data],
+        "valid": [part[40:] for part in data],
+        "hyperparameters": {"learning_rate": 0.05},
+        "options": {"validate_every": 1, "max_epochs": 6, "batch_size": 10},
+    }
+
+
+def without_data():
+    return {"loss": (error**2).mean(), "inputs": [x, y]}
+
+
+def endless():
+    return {**problem(), "options": {"patience": 1e9}}
+
+
+def diverging():
+    return {**problem(), "hyperparameters": {"learning_rate": 1e200}}
+
+
+def integers():
+    return {"loss": 3}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A directory of its own, with a problem in it that no other test will import."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("line.py").write_text(PROBLEM)
+    yield tmp_path
+    for name in [name for name in sys.modules if re.fullmatch("line_*", name)]:
+        del sys.modules[name]
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments):
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def history(path):
+    lines = Path(path, "history.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+# Training
+
+
+def test_a_run_directory_holds_everything():
+    output = succeed("train", "line.py", "--out", "run", "--seed", 3)
+    names = {path.name for path in Path("run").iterdir()}
+    assert names >= {
+        *("config.json", "history.jsonl", "result.json", "log.txt", "curves.png", "checkpoints"),
+    }
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["problem"] == "line.py"
+    assert config["seed"] == 3
+    assert config["hyperparameters"]["learning_rate"] == 0.05
+    assert config["versions"]["downhill_rms"] == __version__
+    records = history("run")
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert records[-1]["updates"] == 24
+    assert "epoch    6" in Path("run/log.txt").read_text()
+    assert "ended (max_epochs) after 6 epochs, 24 updates" in output
+
+
+def test_without_a_terminal_every_epoch_is_a_line():
+    result = run("train", "line.py", "--out", "run")
+    assert sum(line.startswith("epoch") for line in result.stderr.splitlines()) == 6
+
+
+def test_one_seed_gives_one_run():
+    losses = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        succeed("train", "line.py", "--out", name, "--seed", seed)
+        losses.append([record["train"]["loss"] for record in history(name)])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_without_a_seed_a_run_can_be_repeated():
+    for name in ("a", "b"):
+        succeed("train", "line.py", "--out", name)
+    assert json.loads(Path("a/config.json").read_text())["seed"] == 0
+    losses = [[record["train"]["loss"] for record in history(name)] for name in ("a", "b")]
+    assert losses[0] == losses[1]
+
+
+def test_options_and_hyperparameters_come_before_the_problems():
+    succeed(
+        *("train", "line.py", "--out", "run", "--set", "learning_rate=0.01"),
+        *("--set", "nesterov=true", "--set", "momentum=0.5"),
+        *("--batch-size", 20, "--max-epochs", 3),
+    )
+    config = json.loads(Path("run/config.json").read_text())
+    hyperparameters = config["hyperparameters"]
+    assert hyperparameters["learning_rate"] == 0.01
+    assert hyperparameters["nesterov"] is True
+    assert config["options"] == {"validate_every": 1, "max_epochs": 3, "batch_size": 20}
+    assert [record["updates"] for record in history("run")] == [2, 4, 6]
+
+
+def test_without_out_runs_are_numbered():
+    for _ in range(2):
+        succeed("train", "line.py", "--max-epochs", 1)
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["line", "line-2"]
+
+
+def test_data_come_from_files():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(50, 2))
+    y = X @ [1.0, -2.0] + 0.5
+    np.savez("train.npz", x=X[:40], y=y[:40])
+    table = np.column_stack([X[40:], y[40:]])
+    np.savetxt("valid.csv", table, delimiter=",", header="x0,x1,y", comments="")
+    succeed(
+        *("train", "line.py:without_data", "--train", "train.npz", "--valid", "valid.csv"),
+        *("--out", "run", "--max-epochs", 2, "--batch-size", 8, "--set", "learning_rate=0.05"),
+    )
+    assert [record["updates"] for record in history("run")] == [5, 10]
+
+
+def test_a_run_is_resumed_with_what_it_had():
+    succeed("train", "line.py", "--out", "whole", "--seed", 5)
+    succeed("train", "line.py", "--out", "parts", "--seed", 5, "--max-epochs", 3)
+    succeed("train", "line.py", "--out", "parts", "--resume", "--max-epochs", 6)
+    whole, parts = history("whole"), history("parts")
+    for record in (*whole, *parts):
+        del record["seconds"]
+    # The third epoch was the last of its run, which validates and may be its best all the same.
+    assert whole == parts
+
+
+def test_seconds_go_on_with_a_resumed_run():
+    succeed("train", "line.py", "--out", "run", "--max-epochs", 3)
+    succeed("train", "line.py", "--out", "run", "--resume", "--max-epochs", 6)
+    seconds = [record["seconds"] for record in history("run")]
+    assert seconds == sorted(seconds)
+
+
+def test_a_resumed_run_takes_new_numbers():
+    succeed("train", "line.py", "--out", "run", "--set", "learning_rate=0.02")
+    succeed(
+        *("train", "line.py", "--out", "run", "--resume", "--max-epochs", 8),
+        *("--set", "learning_rate=0.01"),
+    )
+    assert [record["learning_rate"] for record in history("run")] == [0.02] * 6 + [0.01] * 2
+
+
+def test_a_resumed_run_keeps_its_seed():
+    succeed("train", "line.py", "--out", "run", "--seed", 3)
+    result = run("train", "line.py", "--out", "run", "--resume", "--seed", 4)
+    assert_one_clear_line(result, 1, r"own seed, 3: received 4")
+
+
+def test_a_directory_with_a_run_is_refused_and_left_as_it_is():
+    succeed("train", "line.py", "--out", "run")
+    before = Path("run/history.jsonl").read_text()
+    result = run("train", "line.py", "--out", "run")
+    assert_one_clear_line(result, 1, r"holds one\. Give --resume")
+    assert Path("run/history.jsonl").read_text() == before
+
+
+def test_a_run_that_diverges_is_an_error_that_keeps_the_best():
+    result = run("train", "line.py:diverging", "--out", "run")
+    assert result.exit_code == 1
+    assert "loss" in result.stderr.splitlines()[-1]
+    assert json.loads(Path("run/result.json").read_text()) == {"stop_reason": "diverged"}
+    assert Path("run/checkpoints/best.npz").exists()
+
+
+# Looking at runs
+
+
+def test_plot_draws_one_run_or_several():
+    for name in ("a", "b"):
+        succeed("train", "line.py", "--out", name)
+        Path(name, "curves.png").unlink()
+    assert succeed("plot", "a") == "drawn: a/curves.png\n"
+    assert Path("a/curves.png").read_bytes().startswith(b"\x89PNG")
+    succeed("plot", "a", "b", "--monitor", "absolute", "--out", "both.svg")
+    assert "<svg" in Path("both.svg").read_text()
+    succeed("plot", "a", "--out", "one.pdf")
+    assert Path("one.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_plot_prints_curves_in_the_terminal():
+    succeed("train", "line.py", "--out", "run")
+    lines = succeed("plot", "run", "--text").splitlines()
+    first, last = (f"{history('run')[i]['train']['loss']:.4g}" for i in (0, -1))
+    assert lines[1].split()[:3] == ["run", "train_loss", first]
+    assert last in lines[1].split()
+    assert max(map(len, lines)) <= 80
+
+
+def test_show_prints_how_a_run_went():
+    succeed("train", "line.py", "--out", "run", "--set", "momentum=0.5")
+    shown = dict(re.split(r"  +", line, maxsplit=1) for line in succeed("show", "run").splitlines())
+    losses = [record["valid"]["loss"] for record in history("run")]
+    assert float(shown["best valid loss"]) == pytest.approx(min(losses), rel=1e-5)
+    assert shown["best epoch"] == str(losses.index(min(losses)) + 1)
+    assert shown["stopped"] == "max_epochs"
+    assert shown["updates"] == "24"
+    assert shown["momentum"] == "0.5"
+    assert re.fullmatch(r"\d+(\.\d+)? (us|ms|s)", shown["time per update"])
+
+
+def test_compare_puts_the_best_first():
+    for name, rate in (("slow", 1e-4), ("fast", 0.1)):
+        succeed("train", "line.py", "--out", name, "--seed", 0, "--set", f"learning_rate={rate}")
+    lines = succeed("compare", "slow", "fast").splitlines()
+    assert [line.split()[0] for line in lines] == ["run", "fast", "slow"]
+    assert "learning_rate" in lines[0]
+    assert "momentum" not in lines[0]  # what is the same in both says nothing
+
+
+def test_check_says_what_there_is_without_training():
+    output = succeed("check", "line.py", "--set", "momentum=0.9")
+    for fact in ("w", "b", "x", "y", "3", "momentum"):
+        assert fact in output
+    assert not Path("runs").exists()
+
+
+def test_the_demo_draws():
+    output = succeed("demo", "quadratic")
+    assert "drawn: quadratic.png" in output
+    assert Path("quadratic.png").read_bytes().startswith(b"\x89PNG")
+
+
+# What goes wrong
+
+
+def assert_one_clear_line(result, code, message):
+    assert result.exit_code == code, result.output
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert re.search(message, lines[-1]), lines
+    assert "Traceback" not in result.output
+    assert len(lines) == 1 or code == 2  # click shows the usage above
+
+
+def corrupt(name):
+    path = Path(name, "history.jsonl")
+    lines = path.read_text().splitlines()
+    lines[1] = lines[1][:-5]
+    path.write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train"], 2, "Missing argument 'SPEC'"),
+        (["train", "missing.py"], 1, r"missing\.py"),
+        (["train", "no.such.module"], 1, r"no\.such"),
+        (["train", "line.py:absent"], 1, r"absent"),
+        (["train", "line.py:integers"], 1, r"symbolic PyTensor scalar: received 3"),
+        (["train", "line.py:without_data"], 1, r"Give --train FILE"),
+        (["train", "line.py", "--train", "missing.csv"], 1, r"missing\.csv"),
+        (["train", "line.py", "--train", "columns.csv"], 1, r"columns\.csv"),
+        (["train", "line.py", "--train", "line.py"], 1, r"line\.py"),
+        (["train", "line.py", "--set", "momentum"], 2, r"name=value: received 'momentum'"),
+        (["train", "line.py", "--set", "momentun=0.9"], 1, r"Did you mean 'momentum'\?"),
+        (["train", "line.py", "--set", "momentum=1"], 1, r"momentum lies in \[0, 1\)"),
+        (["train", "line.py", "--set", "momentum=much"], 1, r"momentum is a number: .*'much'"),
+        (["train", "line.py", "--set", "centered=1"], 1, r"centered is True or False"),
+        (["train", "line.py", "--set", "decay=0.9", "--set", "rms_halflife=3"], 1, r"given once"),
+        (["train", "line.py", "--set", "max_epochs=3"], 1, r"max_epochs"),
+        (["train", "line.py", "--max-epochs", "0"], 1, r"max_epochs is an integer of at least 1"),
+        (["train", "line.py", "--max-epochs", "many"], 2, r"'many' is not a valid integer"),
+        (["train", "line.py", "--patience", "-1"], 1, r"patience is a number of at least 0"),
+        (["train", "line.py", "--mode", "FAST"], 1, r"FAST"),
+        (["train", "line.py", "--seed", "-1"], 2, r"-1 is not in the range"),
+        (["train", "line.py", "--out", "line.py"], 1, r"line\.py cannot"),
+        (["train", "line.py", "--out", "empty", "--resume"], 1, r"holds a config\.json: empty"),
+        (["train", "line.py", "--no-such-option"], 2, r"No such option"),
+        (["check", "missing.py"], 1, r"missing\.py"),
+        (["check", "line.py", "--set", "momentun=0.9"], 1, r"Did you mean 'momentum'\?"),
+        (["plot"], 2, r"Missing argument 'RUN"),
+        (["plot", "empty"], 1, r"holds a config\.json: empty"),
+        (["plot", "run", "--monitor", "accuracy"], 1, r"accuracy"),
+        (["plot", "run", "--text", "--monitor", "accuracy"], 1, r"accuracy"),
+        (["plot", "run", "--out", "curves.gif"], 2, r"ends in \.png"),
+        (["plot", "broken"], 1, r"history\.jsonl line 2"),
+        (["show", "empty"], 1, r"holds a config\.json: empty"),
+        (["show", "missing"], 1, r"holds a config\.json: missing"),
+        (["show", "broken"], 1, r"history\.jsonl line 2"),
+        (["compare", "run", "empty"], 1, r"holds a config\.json: empty"),
+        (["compare", "run", "broken"], 1, r"history\.jsonl line 2"),
+        (["demo", "mnist"], 2, r"'mnist' is not one of"),
+        (["demo", "quadratic", "--out", "a.gif"], 2, r"ends in \.png"),
+        (["fly"], 2, r"No such command 'fly'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_input_gives_one_clear_line(arguments, code, message):
+    Path("empty").mkdir()
+    Path("columns.csv").write_text("a,b\n1,2\n")
+    if {"run", "broken"} & set(arguments):
+        for name in ("run", "broken"):
+            succeed("train", "line.py", "--out", name)
+        corrupt("broken")
+    assert_one_clear_line(run(*arguments), code, message)
+    assert "train" not in arguments or not list(Path().glob("**/history.jsonl"))
+
+
+def test_a_wrong_option_leaves_no_run_behind():
+    run("train", "line.py", "--out", "run", "--max-epochs", 0)
+    succeed("train", "line.py", "--out", "run")
+
+
+def test_debug_shows_the_traceback():
+    result = run("--debug", "train", "missing.py")
+    assert result.exit_code == 1
+    assert isinstance(result.exception, ValueError)
+
+
+# As a process
+
+
+def spawn(*arguments):
+    flags = {"PYTENSOR_FLAGS": "mode=FAST_COMPILE,cxx=", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-m", "downhill_rms", *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, **flags}, text=True, **pipes)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_the_run_and_has_its_exit_code(number, code):
+    process = spawn("train", "line.py:endless", "--out", "run")
+    deadline = time.monotonic() + 60
+    path = Path("run/history.jsonl")
+    while not path.exists() or path.read_text().count("\n") < 4:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "go on with: downhill-rms train line.py:endless --out run --resume" in output
+    assert "Traceback" not in errors
+    done = history("run")[-1]["epoch"]
+    limit = ["--max-epochs", str(done + 2)]
+    resumed = spawn("train", "line.py:endless", "--out", "run", "--resume", *limit)
+    output, errors = resumed.communicate(timeout=60)
+    assert resumed.returncode == 0, errors
+    assert [record["epoch"] for record in history("run")] == list(range(1, done + 3))
+
+
+def test_version_and_help_name_everything():
+    assert succeed("--version") == f"downhill-rms, version {__version__}\n"
+    output = succeed("--help")
+    for command in ("train", "plot", "show", "compare", "check", "demo"):
+        assert command in output
