@@ -170,7 +170,8 @@ def test_mlflow_runs_live_side_by_side_in_one_experiment(store):
         b(record(5, 2.0))
         assert mlflow.active_run() is None
     (run_a, metrics_a), (run_b, metrics_b) = query(store, a.run_id), query(store, b.run_id)
-    assert run_a.info.experiment_id == run_b.info.experiment_id
+    for run in (run_a, run_b):
+        assert mlflow.MlflowClient(store).get_experiment(run.info.experiment_id).name == "lines"
     assert metrics_a["train/loss"] == [(5, 1.0)]
     assert metrics_b["train/loss"] == [(5, 2.0)]
 
