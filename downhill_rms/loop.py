@@ -184,7 +184,7 @@ class Loop:
             return ending
         train = run.close_epoch()
         self.epoch_count += 1
-        ending = ending or run.limit_reached()
+        ending = ending or self._look_at_mean(train) or run.limit_reached()
         best, validated = False, ending is not None or run.epochs % run.validate_every == 0
         if validated and ending is not StopReason.DIVERGED:
             ending = self._look_at_parameters() or ending
@@ -224,7 +224,9 @@ class Loop:
             run.count(outputs, samples)
             if run.progress.due():
                 self._show(run)
-            if not math.isfinite(float(outputs[0])):
+            # To look at a value of JAX's is to wait for the device: `_epoch` looks at the mean.
+            looks = run.save_batch or not hasattr(outputs[0], "block_until_ready")
+            if looks and not math.isfinite(float(outputs[0])):
                 self.divergence = self.steps.diverge(batch, outputs)
                 self._save_batch(run, before, batch)
                 return StopReason.DIVERGED
@@ -282,6 +284,14 @@ class Loop:
             if run.checkpoint is not None:
                 run.checkpoint.save_best(self.state_dict())
         return best
+
+    def _look_at_mean(self, train: Values) -> StopReason | None:
+        """See a divergence at the end of the epoch, where it was not looked for before."""
+        if math.isfinite(train["loss"]):
+            return None
+        mean = (f"the mean loss of the epoch is {train['loss']}",)
+        self.divergence = self.steps.diverge(None) or Divergence(self.steps.update_count, mean)
+        return StopReason.DIVERGED
 
     def _look_at_parameters(self) -> StopReason | None:
         self.divergence = self.steps.diverge(None)

@@ -86,6 +86,10 @@ class PassMean:
 
     def _sum(self) -> None:
         if self._values:
+            for row in self._values:
+                for value in row:
+                    if hasattr(value, "copy_to_host_async"):  # all transfers at once
+                        value.copy_to_host_async()
             weights = np.array(self._weights, dtype=float)
             values = np.array([[float(v) for v in row] for row in self._values])
             # One after the other, so that the sum does not depend on where blocks end.

@@ -1,12 +1,14 @@
 """The real backends: PyTensor's default (Numba) and JAX, and what makes Numba compile again."""
 
+import contextlib
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
 from numba.core import event
 
-from downhill_rms import Dataset, Trainer
+from downhill_rms import Dataset, StopReason, Trainer
 from tests.oracle import Oracle
 
 RNG = np.random.default_rng(0)
@@ -148,3 +150,25 @@ def test_dropout_changes_at_every_call_in_jax():
     losses = {trainer.evaluate([X, Y])["loss"] for _ in range(4)}
     losses |= {trainer.step([X, Y], learning_rate=0.0)["loss"] for _ in range(4)}
     assert len(losses) == 8
+
+
+@jax_only
+@pytest.mark.parametrize("on_divergence", ["stop", "raise"])
+def test_a_divergence_is_seen_at_the_end_of_the_epoch_in_jax(on_divergence):
+    """To look at every update's loss would be to wait for the device at every update."""
+    pytest.importorskip("jax")
+    trainer, w = make_trainer("JAX")
+    calls = []
+
+    def batches():
+        calls.append(1)
+        return [np.full_like(X[:10], np.nan if len(calls) == 7 else 1.0), Y[:10]]
+
+    data = Dataset(batches, iteration_size=5)
+    expected = pytest.raises(ValueError, match="diverged at update 10")
+    with expected if on_divergence == "raise" else contextlib.nullcontext():
+        trainer.minimize(data, [X, Y], max_epochs=9, on_divergence=on_divergence)
+    assert trainer.stop_reason is StopReason.DIVERGED
+    assert trainer.update_count == 10
+    assert "parameter 'w'" in str(trainer.divergence)
+    assert np.isfinite(w.get_value()).all()
