@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +14,19 @@ import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import toposort
-from pytensor.printing import pprint
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.type import RandomType
 
-from downhill_rms.compiled import check_mode
+from downhill_rms.compiled import TIERED, check_mode
 from downhill_rms.dataset import BoundDataset, Dataset, as_dataset
 from downhill_rms.gradients import differentiate
-from downhill_rms.graph import LossGraph, read_graph, warn_of_outer_broadcast
+from downhill_rms.graph import (
+    LossGraph,
+    describe,
+    read_graph,
+    variables_in_order,
+    warn_of_outer_broadcast,
+)
 from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.machine import findings
 from downhill_rms.monitors import named_expressions
@@ -28,8 +34,15 @@ from downhill_rms.problem import Problem
 from downhill_rms.rmsprop import State, needed_kinds, rmsprop_updates
 from downhill_rms.sources import ArraySource, InputSpec, by_input
 
-TERMINAL = textwrap.TextWrapper(*(80, "  ", "    "), break_long_words=False, break_on_hyphens=False)
-KINDS = {0: "scalar", 1: "vector", 2: "matrix"}
+TERMINAL = textwrap.TextWrapper(
+    80,
+    initial_indent="  ",
+    subsequent_indent="    ",
+    break_long_words=False,
+    break_on_hyphens=False,
+)
+COST = "which takes twice the memory and about twice the time"
+LABEL = 40  # characters that describe an expression without a name
 
 Row = tuple[str, ...]
 
@@ -45,7 +58,7 @@ class CheckReport:
     problems : list of str
         What prevents or endangers training, each on one line.
     machine : list of str
-        What slows it down on this machine, each on one line.
+        What slows it down here, each on one line.
     trainable : bool
         Whether training can begin.
     """
@@ -58,28 +71,17 @@ class CheckReport:
     @property
     def lines(self) -> list[str]:
         """All of it as text for a terminal of 80 columns."""
-        lines = [
-            line
-            for title, rows in self.sections.items()
-            for line in (title, *(f"  {row}" for row in rows))
-        ]
+        lines = []
+        for title, rows in self.sections.items():
+            lines += [title, *(f"  {row}" for row in rows or ["none"])]
         for title, texts in {"problems": self.problems, "this machine": self.machine}.items():
-            lines += [title, *(line for text in texts for line in TERMINAL.wrap(text))]
-            lines += [] if texts else ["  none found"]
+            lines += [title, *(line for text in texts or ["none"] for line in TERMINAL.wrap(text))]
         return lines
 
 
 @dataclass
 class Faults:
-    """What was found to be wrong so far.
-
-    Attributes
-    ----------
-    problems : list of str
-        Errors and warnings, in the order in which they came.
-    fatal : bool
-        Whether one of them was an error.
-    """
+    """What was found to be wrong so far, and whether any of it was an error."""
 
     problems: list[str] = field(default_factory=list)
     fatal: bool = False
@@ -137,7 +139,8 @@ def check(
     machine: list[str] = []
     with faults.collected():
         check_mode(mode)
-        for finding in findings(mode):
+        # Tiered functions run what Numba compiles.
+        for finding in findings("NUMBA" if mode == TIERED else mode):
             if finding.prevents_training:
                 faults.add(finding.text, fatal=True)
             else:
@@ -150,7 +153,8 @@ def check(
         )
         if batch_size is None:
             batch_size = problem.options.get("batch_size")
-        sections |= _data_sections(problem, graph, batch_size, faults)
+        with faults.collected():
+            sections |= _data_sections(problem, graph, batch_size, faults)
         sections |= _graph_sections(graph, monitors, hyperparameters)
         _check_rule(graph, hyperparameters, faults)
     sections["hyperparameters"] = _hyperparameter_rows(hyperparameters)
@@ -169,11 +173,10 @@ def _data_sections(
     problem: Problem, graph: LossGraph, batch_size: int | None, faults: Faults
 ) -> dict[str, list[str]]:
     """The inputs, and the data that they get, bound as a trainer binds them."""
-    received = [""] * len(graph.inputs)
-    dtypes: list[str] = [v.type.dtype for v in graph.inputs]
+    specs = [InputSpec.of(variable) for variable in graph.inputs]
+    received, dtypes = [""] * len(specs), [spec.dtype for spec in specs]
     rows: list[Row] = []
     with faults.collected():
-        specs = [InputSpec.of(variable) for variable in graph.inputs]
         if problem.train is None and specs:
             raise ValueError(
                 "Give --train FILE, or a problem with train: the loss needs data for "
@@ -187,10 +190,9 @@ def _data_sections(
             size = None if isinstance(problem.valid, Dataset) else batch_size
             valid = as_dataset(problem.valid, "valid", size).bind(specs)
             rows.append(("valid", *_minibatches(valid, graph)))
-    for text in float64_findings(graph, dtypes):
+    for text in _float64_findings(graph, dtypes):
         faults.add(text)
-    named = zip(graph.inputs, received, strict=True)
-    inputs = [(_label(variable), _kind(variable), data) for variable, data in named]
+    inputs = [(str(spec), data) for spec, data in zip(specs, received, strict=True)]
     return {"inputs": _columns(inputs), "data": _columns(rows)}
 
 
@@ -244,14 +246,13 @@ def _graph_sections(
     ]
     generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
     others = [v for v, _ in graph.updates if not isinstance(v.type, RandomType)]
-    sections = {
+    return {
         f"parameters ({total:,} numbers)": _columns(rows),
         "memory": _columns(memory),
         "random generators": [f"{_label(v)}, advanced by every update" for v in generators],
-        "further updates": [f"{_label(v)} ({_kind(v)})" for v in others],
+        "further updates": [describe(v) for v in others],
         "monitors": ["loss", *monitors],
     }
-    return {title: rows or ["none"] for title, rows in sections.items()}
 
 
 def _hyperparameter_rows(hyperparameters: Hyperparameters) -> list[str]:
@@ -259,10 +260,10 @@ def _hyperparameter_rows(hyperparameters: Hyperparameters) -> list[str]:
     defaults = Hyperparameters()
     rows = []
     for name, value in dict(hyperparameters).items():
+        default = defaults[name]
+        mark = "" if value == default else f"changed from {'none' if default is None else default}"
         if value is not None:
-            mark = "" if value is defaults[name] or value == defaults[name] else "changed from"
-            default = "none" if defaults[name] is None else str(defaults[name])
-            rows.append((name, _value_in_words(value), f"{mark} {default}" if mark else ""))
+            rows.append((name, _value_in_words(value), mark))
     return _columns(rows)
 
 
@@ -272,67 +273,47 @@ def _value_in_words(value: Any) -> str:
     return f"schedule {getattr(value, '__name__', value)}" if callable(value) else str(value)
 
 
-def float64_findings(graph: LossGraph, dtypes: Sequence[str]) -> list[str]:
-    """Where a loss computes in float64 although float32 was likely meant.
-
-    Parameters
-    ----------
-    graph : LossGraph
-        The loss.
-    dtypes : sequence of str
-        Dtypes of the data, as they were given, or else of the inputs.
-
-    Returns
-    -------
-    list of str
-        Empty if everything is float32, or if parameters and data are float64.
-    """
-    cost = "float64 takes twice the memory, and about twice the time"
+def _float64_findings(graph: LossGraph, dtypes: Sequence[str]) -> list[str]:
+    """Where a loss computes in float64 although parameters, or the data given, are float32."""
     if any(param.type.dtype == "float32" for param in graph.params):
-        return [f"{_mend(v)}: {why}; {cost}." for v, why in float64_origins(graph.loss)]
-    if {dtype for dtype in dtypes if dtype.startswith("float")} != {"float32"}:
+        return [f"{_mend(v)}: {why}, {COST}." for v, why in _float64_origins(graph.loss)]
+    given = {dtype for dtype in dtypes if dtype.startswith("float")}
+    double = [v for v in (*graph.params, *graph.inputs) if _dtype(v) == "float64"]
+    if given != {"float32"} or not double:
         return []
-    double = [v for v in (*graph.params, *graph.inputs) if v.type.dtype == "float64"]
     names = ", ".join(map(_label, double))
-    return [f"Make {names} float32: the data are float32 already; {cost}."] if double else []
+    return [f"Make {names} float32, as the data are: now all is float64, {COST}."]
 
 
-def float64_origins(loss: Any) -> list[tuple[Any, str]]:
-    """The variables that turn float32 arrays into float64, and how.
+def _float64_origins(loss: Any) -> list[tuple[Any, str]]:
+    """The variables that turn float32 arrays into float64, and how, in the order of computation.
 
-    What follows from a conversion is not listed again. Scalars, whose dtype costs nothing, are
-    passed over: the gradient of a float32 array is float32 behind them too.
-
-    Parameters
-    ----------
-    loss : Variable
-        The loss.
-
-    Returns
-    -------
-    list of (Variable, str)
-        In the order of computation.
+    Scalars, whose dtype costs nothing, are passed over: the gradient of a float32 array is
+    float32 behind them too.
     """
     origins: dict[Any, str] = {}
-    constant: set[Any] = set()  # computed from constants alone: its dtype follows its neighbour's
-    converted: set[Any] = set()
+    constant: set[Any] = set()  # computed from constants alone
+    converted: set[Any] = set()  # float64 that was float32, or would be
     for node in toposort([loss]):
-        if all(v in constant or isinstance(v, Constant) for v in node.inputs):
+        operands = [v for v in node.inputs if not (v in constant or isinstance(v, Constant))]
+        if not operands:
             constant.update(node.outputs)
+        meant = [v for v in operands if _dtype(v) == "float32" or v in converted]
+        double = [v for v in node.outputs if _dtype(v) == "float64"]
+        consequence = any(v in converted for v in operands)
+        if not (meant and double and (consequence or double[0].type.ndim)):
             continue
-        single = [v for v in node.inputs if _dtype(v) == "float32" and v not in constant]
-        single = [v for v in single if not isinstance(v, Constant)]
-        double = [v for v in node.outputs if _dtype(v) == "float64" and v.type.ndim]
-        if any(v in converted for v in node.inputs):
-            converted.update(double)
-        elif single and double:
-            converted.update(double)
-            guilty = next((v for v in node.inputs if _widens(v, node.op)), None)
-            if guilty is None:
-                origins.setdefault(double[0], "it turns float32 into float64")
-            else:
-                why = f"{_label(guilty)} turns {_label(single[0])} from float32 into float64"
-                origins.setdefault(_source(guilty), why)
+        converted.update(double)
+        if double[0].type.ndim == 0:
+            continue
+        guilty = [v for v in node.inputs if v not in converted and _widens(v, node.op)]
+        if consequence:  # other dtypes than those of data and parameters follow from it too
+            guilty = [v for v in guilty if _is_given(_origin(v))]
+        for variable in guilty:
+            why = f"where it meets {_label(meant[0])}, float32 becomes float64"
+            origins.setdefault(_origin(variable), why)
+        if not (guilty or consequence):
+            origins[double[0]] = "it makes float64 of float32"
     return list(origins.items())
 
 
@@ -350,9 +331,20 @@ def _mend(variable: Any) -> str:
     label = _label(variable)
     if isinstance(variable, Constant):
         return f"Write {label} as np.float32 in the loss, or set PYTENSOR_FLAGS=floatX=float32"
-    if variable.owner is None and _dtype(variable) == "float64":
+    if _is_given(variable) and _dtype(variable) == "float64":
         return f"Make {label} float32"
     return f"Cast {label} with .astype('float32')"
+
+
+def _origin(variable: Any) -> Any:
+    """What should be of another dtype: the data or parameter that it comes from, or itself."""
+    behind = (v for v in variables_in_order([variable]) if _dtype(v) == "float64" and _is_given(v))
+    return next(behind, _source(variable))
+
+
+def _is_given(variable: Any) -> bool:
+    """Whether it is an input or a shared variable."""
+    return variable.owner is None and not isinstance(variable, Constant)
 
 
 def _source(variable: Any) -> Any:
@@ -366,27 +358,27 @@ def _dtype(variable: Any) -> str:
     return getattr(variable.type, "dtype", "")
 
 
-def _label(variable: Any) -> str:
+def _label(variable: Any, depth: int = 2) -> str:
     """A name, or a short expression."""
     variable = _source(variable)
-    if variable.name or (variable.owner is None and not isinstance(variable, Constant)):
-        return variable.name or "unnamed"
-    return textwrap.shorten(pprint(variable), 40, placeholder=" ...")
+    if variable.name:
+        return str(variable.name)
+    if isinstance(variable, Constant):
+        return str(variable.data) if np.ndim(variable.data) == 0 else "an array"
+    if variable.owner is None or depth == 0:
+        return "..." if variable.owner else "unnamed"
+    operation = re.sub(r"(_rv)?{.*", "", str(variable.owner.op))  # without its own parameters
+    text = ", ".join(_label(operand, depth - 1) for operand in variable.owner.inputs)
+    return f"{operation}({text})" if len(text) < LABEL else f"{operation}(...)"
 
 
-def _kind(variable: Any) -> str:
-    spec = InputSpec.of(variable)
-    kind = KINDS.get(spec.ndim, f"{spec.ndim}-dimensional")
-    return " ".join(filter(None, (spec.sparse, spec.dtype, kind)))
-
-
-def bytes_in_words(size: int) -> str:
+def bytes_in_words(size: float) -> str:
     """A size in the unit that suits it, such as ``1.5 MiB``."""
-    amount, units = float(size), ["GiB", "MiB", "KiB", "B"]
-    while amount >= 1024 and len(units) > 1:
-        amount /= 1024
-        units.pop()
-    return f"{amount:.0f} B" if units[-1] == "B" else f"{amount:.1f} {units[-1]}"
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.{0 if unit == 'B' else 1}f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

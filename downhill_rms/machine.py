@@ -1,138 +1,192 @@
-"""What slows training down on this machine, and the setting that mends it.
+"""What slows training down, or stops it, on this machine, and the setting that mends it.
 
-Everything here is only looked at; the library never sets an environment variable.
+Everything is only looked at: nothing is set, compiled or written.
 """
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
-from collections.abc import Sequence
+import sys
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytensor
+from pytensor.compile.mode import get_mode
+from pytensor.link.jax.linker import JAXLinker
+from pytensor.link.numba.linker import NumbaLinker
+from pytensor.link.vm import VMLinker
 
-# OpenBLAS's kernels that use AVX-512, by the names that it gives them.
-AVX512_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids", "Sapphirerapids")
-AVX512_FEATURES = ("AVX512F", "AVX512_SKX", "X86_V4")  # what NumPy calls them, old and new
-OPENBLAS_NUM_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "GOTO_NUM_THREADS")
+# OpenBLAS's kernels for x86-64 with the widest vectors, and with those half as wide.
+AVX512_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")
+AVX2_KERNELS = ("Haswell", "Zen", "Excavator")
+# NumPy's names for processors that have these vectors, before and since its version 2.4.
+AVX512_PROCESSORS = {"AVX512_SKX", "X86_V4"}
+AVX2_PROCESSORS = {"AVX2", "X86_V3"}
+
+# Where OpenBLAS looks for its number of threads, in its order.
+THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about this machine that a user can change.
+    """Something about this machine that a user should know before training.
 
     Attributes
     ----------
     text : str
-        What to do, and what was found.
+        What was found, and the setting that mends it; one line.
     prevents_training : bool
-        Whether nothing works without it.
+        Whether training cannot begin at all as it is.
     """
 
     text: str
     prevents_training: bool = False
 
 
+@dataclass(frozen=True)
+class OpenBlas:
+    """The OpenBLAS that compiled code calls.
+
+    Attributes
+    ----------
+    kernel : str
+        The processor that its kernels were written for, such as ``"Haswell"``.
+    threads : int
+        Threads that a matrix product may use.
+    """
+
+    kernel: str
+    threads: int
+
+
 def findings(mode: Any = None) -> list[Finding]:
-    """Everything that slows training down here.
+    """Look for what makes training in a mode slow here, or impossible.
 
     Parameters
     ----------
     mode : str or Mode, optional
-        How PyTensor is to compile; by default as it is set to.
+        How PyTensor compiles; its own default if None.
 
     Returns
     -------
     list of Finding
-        Empty if there is nothing.
+        Only what matters in this mode; empty where there is nothing to mend.
     """
-    mode = pytensor.config.mode if mode is None else mode
-    if mode == "JAX":  # XLA has kernels, threads and a cache of its own
-        missing = importlib.util.find_spec("jax") is None
-        return [Finding("pip install jax: JAX mode needs it.", True)] if missing else []
-    try:
-        texts = blas_findings(blas_libraries(), has_avx512(), usable_cores())
-    except ImportError:
-        texts = ['pip install "downhill_rms[check]" lets BLAS be looked at, by threadpoolctl.']
-    if mode in ("NUMBA", "Mode"):
-        texts += cache_findings(numba_cache())
-    return [Finding(text) for text in texts]
+    linker = get_mode(mode).linker
+    if isinstance(linker, NumbaLinker):
+        blas = loaded_openblas()
+        return [*_cache_findings(), *(_blas_findings(blas) if blas else [])]
+    if isinstance(linker, JAXLinker) and importlib.util.find_spec("jax") is None:
+        text = (
+            "Run `pip install jax`, or choose another mode: JAX mode needs jax, which is missing."
+        )
+        return [Finding(text, prevents_training=True)]
+    if isinstance(linker, VMLinker) and not linker.c_thunks:
+        text = (
+            "Leave the mode out for more than a trial: this one runs every operation in Python, "
+            "which starts sooner and can be a hundred times slower."
+        )
+        return [Finding(text)]
+    return []
 
 
-def blas_libraries() -> list[dict[str, Any]]:
-    """The BLAS libraries of this process, as threadpoolctl describes them.
+def loaded_openblas() -> OpenBlas | None:
+    """The OpenBLAS that Numba's code calls; None if it calls another library.
 
-    Compiled functions use SciPy's, which is loaded for this; NumPy has its own.
-
-    Raises
-    ------
-    ImportError
-        If threadpoolctl is not installed.
+    Numba takes the functions of ``scipy.linalg.cython_blas``. NumPy's wheels bring an OpenBLAS of
+    their own, which compiled code does not use.
     """
-    import scipy.linalg  # noqa: F401
-    from threadpoolctl import threadpool_info
+    import scipy.linalg.cython_blas as blas  # loads the library, as compiled code does
 
-    return [library for library in threadpool_info() if library["user_api"] == "blas"]
-
-
-def blas_findings(libraries: Sequence[dict[str, Any]], avx512: bool, cores: int) -> list[str]:
-    """What is amiss with BLAS libraries on a processor with or without AVX-512."""
-    found = []
-    kernels = {
-        library["architecture"]
-        for library in libraries
-        if library["internal_api"] == "openblas" and library.get("architecture")
-    }
-    old = sorted(kernels - set(AVX512_KERNELS))
-    if avx512 and old:
-        found.append(
-            f"OPENBLAS_CORETYPE=SkylakeX in the environment makes matrix products faster: "
-            f"OpenBLAS runs its {', '.join(old)} kernels on a processor that has AVX-512."
-        )
-    threads = max((library["num_threads"] for library in libraries), default=cores)
-    if threads < cores:
-        names = [name for name in OPENBLAS_NUM_THREADS if name in os.environ]
-        setting = f"{' and '.join(names)} unset" if names else f"OPENBLAS_NUM_THREADS={cores}"
-        found.append(
-            f"{setting} lets matrix products use all {cores} cores: BLAS runs {threads} "
-            f"thread{'s' if threads > 1 else ''}. Small networks are as fast with one."
-        )
-    return found
+    library = ctypes.CDLL(blas.__file__)  # with the symbols of what it is linked with
+    for prefix, suffix in product(("scipy_openblas", "openblas"), ("", "64_")):
+        kernel = getattr(library, f"{prefix}_get_corename{suffix}", None)
+        threads = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
+        if kernel is not None and threads is not None:
+            kernel.restype = ctypes.c_char_p
+            return OpenBlas(kernel().decode(), threads())
+    return None
 
 
-def has_avx512() -> bool:
-    """Whether this processor has AVX-512, as far as NumPy knows."""
-    features = np.show_config(mode="dicts").get("SIMD Extensions", {})
-    return any(name in features.get("found", []) for name in AVX512_FEATURES)
+def best_kernel() -> str | None:
+    """The newest OpenBLAS kernel that this processor can run; None if there is no choice."""
+    known: Any = np.show_config(mode="dicts")
+    simd = known.get("SIMD Extensions", {})
+    features = {*simd.get("baseline", ()), *simd.get("found", ())}
+    if features & AVX512_PROCESSORS:
+        return "SkylakeX"
+    return "Haswell" if features & AVX2_PROCESSORS else None
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
+    """Processor cores that this process may use."""
+    if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def numba_cache() -> Path:
-    """Where PyTensor keeps what Numba compiled."""
+    """The directory where PyTensor keeps what Numba has compiled."""
     return Path(pytensor.config.base_compiledir) / "numba"
 
 
-def cache_findings(directory: Path) -> list[str]:
-    """What is amiss with the compile cache."""
-    parent = directory if directory.exists() else directory.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        return [
-            "PYTENSOR_FLAGS=base_compiledir=DIRECTORY, a directory that can be written, lets "
-            f"compiled functions be kept: {directory} cannot, and every start compiles again."
-        ]
-    if not directory.exists() or not any(directory.glob("*")):
-        return [
-            f"The first run waits while functions are compiled, for up to a minute: {directory} "
-            "has none yet. Later runs find them there."
-        ]
+def _blas_findings(blas: OpenBlas) -> list[Finding]:
+    found = []
+    best = best_kernel()
+    modern = AVX512_KERNELS if best == "SkylakeX" else AVX2_KERNELS + AVX512_KERNELS
+    # Whoever has asked for this kernel already has an OpenBLAS that was built without it.
+    if best and blas.kernel not in modern and os.environ.get("OPENBLAS_CORETYPE") != best:
+        vectors = "AVX-512" if best == "SkylakeX" else "AVX2"
+        found.append(
+            f"Set OPENBLAS_CORETYPE={best} in the environment before Python starts: SciPy's "
+            f"OpenBLAS, which multiplies matrices in Numba's code, runs its {blas.kernel} "
+            f"kernels, and this processor has {vectors}."
+        )
+    cores = usable_cores()
+    if blas.threads == 1 < cores:
+        setting = next((name for name in THREAD_VARIABLES if os.environ.get(name)), None)
+        known = "" if setting is None else f" ({setting} is {os.environ[setting]})"
+        found.append(
+            f"Set {setting or THREAD_VARIABLES[0]}={cores} if layers are wide, about 1000 "
+            f"units: matrix products use one thread of {cores} cores{known}. With narrow layers, "
+            "about 250 units, one is faster."
+        )
+    return [Finding(text) for text in found]
+
+
+def _cache_findings() -> list[Finding]:
+    cache = numba_cache()
+    keeps = bool(pytensor.config.numba__cache)
+    # PyTensor makes the directory even where it keeps nothing in it.
+    if not _is_writable(cache) and (keeps or not os.path.isdir(cache)):
+        text = (
+            "Set PYTENSOR_FLAGS=base_compiledir=DIRECTORY to one that can be written: compiled "
+            f"code is kept in {cache}, which cannot, and compiling stops with an error."
+        )
+        return [Finding(text, prevents_training=True)]
+    if not keeps:
+        text = (
+            "Set PYTENSOR_FLAGS=numba__cache=True: the cache is switched off, and every process "
+            "compiles anew, for about 20 to 60 s."
+        )
+        return [Finding(text)]
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"  # as Numba names its files
+    if not any(cache.glob(f"*.{version}*.nbi")):
+        text = (
+            "Expect about 20 to 60 s of compiling, only this once: for this version of Python the "
+            f"cache in {cache} is empty."
+        )
+        return [Finding(text)]
     return []
+
+
+def _is_writable(directory: Path) -> bool:
+    """Whether files can be made in a directory that is there, or will be."""
+    # Unlike Path's methods, os.path takes what may not be looked at for missing.
+    nearest = next(path for path in (directory, *directory.parents) if os.path.exists(path))
+    return os.path.isdir(nearest) and os.access(nearest, os.W_OK | os.X_OK)

@@ -150,3 +150,123 @@ def test_nothing_is_compiled(monkeypatch):
 
     monkeypatch.setattr(pytensor, "function", refuse)
     assert check(line(train=[X, Y]), Hyperparameters()).trainable
+
+
+def layers(**changes):
+    """Float32 throughout but for what is changed: input, mask, bias, factor."""
+    x = changes.get("x", pt.fmatrix("x"))
+    w = pytensor.shared(np.zeros((3, 2), dtype="float32"), name="w")
+    b = pytensor.shared(np.array(0.0, dtype=changes.get("bias", "float32")), name="b")
+    h = (x * changes.get("mask", np.float32(1))) @ w + b
+    loss = changes.get("loss", lambda x, h, w: pt.sqr(h).mean())(x, h, w)
+    return Problem(loss=loss, train=[np.zeros((8, 3), dtype="float32")])
+
+
+def draw(dtype):
+    rng = pt.random.shared_rng(seed=0, name="rng")
+    return rng.bernoulli(p=0.5, size=(3,))[1].astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "beginnings"),
+    [
+        ({}, []),
+        ({"mask": draw("float32")}, []),
+        ({"mask": draw("int64")}, ["Cast bernoulli(rng, "]),  # a mask is int64 unless it is cast
+        ({"x": pt.dmatrix("x")}, ["Make x float32"]),
+        ({"bias": "float64"}, ["Make b float32"]),
+        ({"bias": "float64", "mask": draw("int64")}, ["Cast bernoulli(rng, ", "Make b float32"]),
+        ({"loss": lambda x, h, w: (h * 0.1).mean()}, ["Write 0.1 as np.float32"]),
+        ({"loss": lambda x, h, w: (h * 0.5).mean(axis=0).std()}, []),
+        ({"loss": lambda x, h, w: (h / x.shape[0]).sum()}, ["Cast Subtensor(Shape(x), 0)"]),
+        ({"loss": lambda x, h, w: h.sum() / x.shape[0]}, []),  # a scalar: free
+        ({"loss": lambda x, h, w: h.mean() + 0.1 * pt.sqr(w).sum()}, []),
+        ({"loss": lambda x, h, w: h.astype("float64").mean()}, ["Cast Cast(Add("]),
+        ({"loss": lambda x, h, w: pt.sqr(h - pt.zeros_like(h)).mean()}, []),
+    ],
+)
+def test_everything_that_makes_float64_of_float32_is_named_once(changes, beginnings):
+    found = check(layers(**changes), Hyperparameters()).problems
+    assert [text[: len(b)] for text, b in zip(found, beginnings, strict=True)] == beginnings
+
+
+def test_float64_for_float64_data_is_meant():
+    assert check(line("float64", train=[X, Y]), Hyperparameters()).problems == []
+
+
+def test_an_expression_of_any_depth_has_a_short_name():
+    """Each level uses the one before twice: written out, there would be 2**60 names."""
+    x = pt.fmatrix("x")
+    w = pytensor.shared(np.zeros((3, 3), dtype="float32"), name="w")
+    h = x @ w
+    for _ in range(60):
+        h = h + pt.tanh(h)
+    loss = (h * np.arange(3.0)).mean()
+    (found,) = check(
+        Problem(loss=loss, train=[np.zeros((5, 3), "float32")]), Hyperparameters()
+    ).problems
+    assert len(found) < 250
+
+
+def test_the_first_of_ready_batches_is_looked_at():
+    problem = line(train=lambda: [X[:7], Y[:7]], options={"batch_size": 7})
+    report = check(problem, Hyperparameters())
+    assert " ".join(section(report, "data")[0]).startswith("train 7 samples in the first batch")
+    assert not check(line(train=lambda: [X[:7, 0], Y[:7]]), Hyperparameters()).trainable
+
+
+def test_the_data_show_what_broadcasts():
+    """Neither the types nor the parameters tell that the prediction is a column."""
+    x, y = pt.matrix("x"), pt.vector("y")
+    w = pytensor.shared(1.0, name="w")
+    loss = pt.sqr(x * w - y).mean()
+    for columns, problems in ((1, 1), (50, 0)):
+        report = check(Problem(loss=loss, train=[np.zeros((50, columns)), Y]), Hyperparameters())
+        assert len(report.problems) == problems
+        assert report.trainable
+
+
+@pytest.mark.parametrize("error", [OSError("disk gone"), ValueError("bad\nrow")])
+def test_an_error_of_the_users_data_is_a_problem(error):
+    def batch():
+        raise error
+
+    report = check(line(train=batch), Hyperparameters())
+    (found,) = report.problems
+    assert not report.trainable
+    assert found == ("bad row" if isinstance(error, ValueError) else "OSError: disk gone")
+
+
+def test_a_parameter_without_a_gradient_prevents_training():
+    w, v = (pytensor.shared(np.zeros(3), name=name) for name in "wv")
+    loss = (w * pt.floor(v).shape[0]).sum()
+    report = check(Problem(loss=loss, params=[w, v]), Hyperparameters())
+    assert not report.trainable
+    assert "'v'" in report.problems[0]
+
+
+def test_a_regularizer_that_float32_cannot_hold_prevents_training():
+    data = [X.astype("float32"), Y.astype("float32")]
+    for epsilon, trainable in ((1e-60, False), (1e-8, True)):
+        report = check(line("float32", train=data), Hyperparameters(rms_regularizer=epsilon))
+        assert report.trainable == trainable
+
+
+@pytest.mark.parametrize("clip", ["max_gradient_elem", "max_gradient_norm", "max_global_norm"])
+def test_clips_are_no_problem(clip):
+    assert check(line(train=[X, Y]), Hyperparameters(**{clip: 1.0})).problems == []
+
+
+def test_a_check_leaves_the_order_and_the_values_as_they_are():
+    data = Dataset([X, Y], rng=3)
+    before = data.sampler.state_dict()
+    problem = line(train=data)
+    assert check(problem, Hyperparameters()).trainable
+    assert data.sampler.state_dict() == before
+
+
+def test_the_tiered_mode_is_judged_as_numba():
+    problem = line(train=[X, Y])
+    tiered, numba = (check(problem, Hyperparameters(), mode=m) for m in ("tiered", "NUMBA"))
+    assert tiered.trainable
+    assert tiered.machine == numba.machine

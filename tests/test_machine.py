@@ -1,5 +1,6 @@
-"""What is said of a machine, against what the process was started with."""
+"""What is said of a machine, against what a process was started with."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -7,94 +8,133 @@ from pathlib import Path
 
 import pytest
 
-from downhill_rms.machine import (
-    blas_findings,
-    blas_libraries,
-    cache_findings,
-    findings,
-    usable_cores,
-)
+from downhill_rms.machine import best_kernel, findings, loaded_openblas, usable_cores
 
 ROOT = Path(__file__).parent.parent
-OPENBLAS = {"internal_api": "openblas", "architecture": "Haswell", "num_threads": 2}
+PROGRAM = """
+import sys
+from downhill_rms.machine import findings
+for finding in findings(sys.argv[1]):
+    print(finding.prevents_training, finding.text)
+"""
+OWN = ("OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
 
-
-def findings_with(**environment):
-    """The findings of a fresh process, whose BLAS loads in this environment."""
-    code = (
-        "from downhill_rms.machine import findings; print(*(f.text for f in findings()), sep='\\n')"
-    )
-    clean = {k: v for k, v in os.environ.items() if "THREADS" not in k and "CORETYPE" not in k}
-    flags = {"PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(
-        command, env=clean | flags, capture_output=True, text=True, check=True
-    ).stdout
-
-
-def flags_of_processor():
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.read_text() if cpuinfo.exists() else ""
-
-
-needs_avx512 = pytest.mark.skipif(
-    "avx512f" not in flags_of_processor()
-    or all(library["internal_api"] != "openblas" for library in blas_libraries()),
-    reason="needs OpenBLAS on a processor with AVX-512",
+needs_openblas = pytest.mark.skipif(
+    loaded_openblas() is None, reason="SciPy is not linked with OpenBLAS here"
 )
-needs_cores = pytest.mark.skipif(usable_cores() < 2, reason="needs two cores")
+needs_avx512 = pytest.mark.skipif(best_kernel() != "SkylakeX", reason="no AVX-512 here")
+needs_cores = pytest.mark.skipif(usable_cores() < 2, reason="one core here")
 
 
-@needs_avx512
-def test_an_old_kernel_is_named_with_its_setting():
-    assert "OPENBLAS_CORETYPE=SkylakeX" in findings_with(OPENBLAS_CORETYPE="Haswell")
-    assert "CORETYPE" not in findings_with(OPENBLAS_CORETYPE="SkylakeX")
-
-
-@needs_cores
-@pytest.mark.parametrize("name", ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"])
-def test_one_thread_on_many_cores_is_named_with_what_set_it(name):
-    assert f"{name} unset lets matrix products use all" in findings_with(**{name: "1"})
-    assert "THREADS" not in findings_with()
-
-
-def test_a_processor_without_avx512_has_no_newer_kernel():
-    assert blas_findings([OPENBLAS], avx512=False, cores=2) == []
-    assert len(blas_findings([OPENBLAS], avx512=True, cores=2)) == 1
-
-
-def test_other_libraries_choose_their_own_kernels():
-    library = {"internal_api": "mkl", "num_threads": 2}
-    assert blas_findings([library], avx512=True, cores=2) == []
-    assert blas_findings([], avx512=True, cores=2) == []
-
-
-def test_an_empty_cache_is_named(tmp_path):
-    assert str(tmp_path / "numba") in findings_with(
-        PYTENSOR_FLAGS=f"base_compiledir={tmp_path},mode=NUMBA"
+def said(cache, mode="NUMBA", flags="", **environment):
+    """The findings of a process that starts in this environment, a line each."""
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    settings = {"PYTENSOR_FLAGS": f"base_compiledir={cache},cxx={flags}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, mode],
+        env=inherited | settings | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
-    (tmp_path / "numba").mkdir(exist_ok=True)
-    (tmp_path / "numba" / "function.nbi").write_text("")
-    assert cache_findings(tmp_path / "numba") == []
+    return done.stdout.splitlines()
 
 
-def test_a_cache_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    (found,) = cache_findings(tmp_path / "file" / "numba")
-    assert "base_compiledir=DIRECTORY" in found
+@pytest.fixture
+def warm(tmp_path):
+    """A cache with one function in it, named as Numba names its files."""
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / f"string.f-0_fastmath1.{version}.nbi").touch()
+    return tmp_path
 
 
-def test_nothing_is_said_of_numba_in_jax_mode():
-    assert findings("JAX") == []
+@needs_openblas
+@needs_avx512
+def test_an_old_kernel_is_named_with_the_setting_that_mends_it(warm):
+    line, *others = said(warm, OPENBLAS_CORETYPE="Haswell", OPENBLAS_NUM_THREADS="1")
+    assert line.startswith("False Set OPENBLAS_CORETYPE=SkylakeX ")
+    assert "its Haswell kernels" in line
+    cores = usable_cores()
+    assert [f" Set OPENBLAS_NUM_THREADS={cores} " in other for other in others] == [True] * (
+        cores > 1
+    )
 
 
-def test_jax_mode_without_jax_cannot_train(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jax", None)
-    (found,) = findings("JAX")
-    assert found.prevents_training
-    assert "pip install jax" in found.text
+@needs_openblas
+@needs_cores
+def test_one_thread_is_named_with_what_set_it(warm):
+    kernel = {"OPENBLAS_CORETYPE": best_kernel() or ""}
+    (line,) = said(warm, **kernel, OMP_NUM_THREADS="1")
+    assert line.startswith(f"False Set OMP_NUM_THREADS={usable_cores()} ")
+    assert "(OMP_NUM_THREADS is 1)" in line
+    assert said(warm, **kernel, OMP_NUM_THREADS="2") == []
 
 
-def test_without_threadpoolctl_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
-    assert "downhill_rms[check]" in findings("FAST_COMPILE")[0].text
+@needs_openblas
+def test_the_kernel_is_that_of_the_library_that_numba_calls():
+    """Numba's own table of functions is filled from the library that is asked."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    libraries = [one for one in threadpoolctl.threadpool_info() if "scipy.libs" in one["filepath"]]
+    if not libraries:
+        pytest.skip("SciPy brings no BLAS of its own here")
+    blas = loaded_openblas()
+    assert [blas.kernel, blas.threads] == [
+        libraries[0]["architecture"],
+        libraries[0]["num_threads"],
+    ]
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="no /proc/cpuinfo here")
+def test_the_best_kernel_is_what_the_processor_can_run():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    wanted = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"}
+    assert (best_kernel() == "SkylakeX") == (wanted <= set(flags))
+
+
+def cache_lines(*arguments, **environment):
+    return [line for line in said(*arguments, **environment) if "BLAS" not in line]
+
+
+def test_a_cache_without_anything_of_this_python_is_cold(tmp_path):
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "string.f-0_fastmath1.py27.nbi").touch()
+    (line,) = cache_lines(tmp_path)
+    assert line.startswith("False Expect")
+    assert f"{tmp_path / 'numba'} is empty" in line
+
+
+def test_a_cache_that_cannot_be_written_prevents_training(tmp_path):
+    (tmp_path / "file").touch()
+    (line,) = cache_lines(tmp_path / "file" / "cache")
+    assert line.startswith("True Set PYTENSOR_FLAGS=base_compiledir=")
+    # And so it does: PyTensor itself stops in such a directory.
+    program = "import pytensor, pytensor.tensor as pt; pytensor.function([], pt.zeros(()))"
+    flags = f"base_compiledir={tmp_path / 'file' / 'cache'},cxx=,mode=NUMBA"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTENSOR_FLAGS": flags},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "NotADirectoryError" in done.stderr
+
+
+def test_a_cache_that_is_switched_off_is_named(warm):
+    (line,) = cache_lines(warm, flags=",numba__cache=False")
+    assert line.startswith("False Set PYTENSOR_FLAGS=numba__cache=True")
+
+
+def test_neither_cache_nor_blas_matters_to_python_code(tmp_path):
+    (tmp_path / "file").touch()
+    environment = {"OPENBLAS_CORETYPE": "Haswell", "OMP_NUM_THREADS": "1"}
+    (line,) = said(tmp_path / "file" / "cache", "FAST_COMPILE", **environment)
+    assert line.startswith("False Leave the mode out")
+
+
+def test_jax_mode_needs_jax(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (finding,) = findings("JAX")
+    assert finding.prevents_training
+    assert "pip install jax" in finding.text
