@@ -1,8 +1,8 @@
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import pictures
 
@@ -37,4 +37,4 @@ numpydoc_class_members_toctree = False
 
 
 def setup(app):
-    app.connect("builder-inited", lambda app: pictures.draw(HERE / "_pictures"))
+    app.connect("builder-inited", lambda app: pictures.draw(Path(app.srcdir) / "_pictures"))

@@ -21,7 +21,7 @@ from downhill_rms.console import (
     text_curves,
 )
 from downhill_rms.demos import DEMOS, run_demo
-from downhill_rms.experiment import Request
+from downhill_rms.experiment import Request, default_mode
 from downhill_rms.experiment import train as train_problem
 from downhill_rms.plots import learning_curves
 from downhill_rms.problem import load_problem, problem_name
@@ -54,7 +54,7 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 SPEC = click.argument("spec")
 RUNS = click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-MODE = click.option("--mode", help="How PyTensor compiles: NUMBA, JAX, FAST_COMPILE, ...")
+MODE = click.option("--mode", help="How PyTensor compiles: tiered (default), NUMBA, JAX, ...")
 PROGRESS = click.option("--progress/--no-progress", default=True, help="Show a bar in a terminal.")
 PICTURE = click.option(
     "--out",
@@ -117,7 +117,7 @@ def check(spec: str, **given: Any) -> None:
         report = check_problem(
             problem,
             request.in_force(problem),
-            mode=request.mode,
+            mode=request.mode or default_mode(),
             batch_size=request.all_options(problem).get("batch_size"),
         )
     for line in report.lines:
@@ -170,7 +170,7 @@ def demo(name: str, out: Path | None, seed: int, mode: str | None, progress: boo
     """Train on data that need no file, and draw what happened."""
     bar = progress and sys.stderr.isatty()
     with logging_to_terminal(logging.WARNING):
-        result = run_demo(name, seed=seed, mode=mode, progress=bar)
+        result = run_demo(name, seed=seed, mode=mode or default_mode(), progress=bar)
     for line in result.summary:
         click.echo(line)
     path = out or Path(f"{name}.png")

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytensor
-from pytensor.compile.mode import Mode, get_mode, predefined_modes
-from pytensor.link.vm import VMLinker
+from pytensor.compile.mode import get_mode, predefined_modes
 
 from downhill_rms.graph import Update
 
 log = logging.getLogger(__name__)
+
+# The mode of a `TieredFunction`, which PyTensor does not know.
+TIERED = "tiered"
 
 
 class CompiledFunction:
@@ -65,9 +67,10 @@ class CompiledFunction:
 
     def __call__(self, *batch: Any) -> list[Any]:
         """Call it with one array for each input, each of exactly the input's type."""
-        if self.function is None:
+        function = self.function
+        if function is None:
             return self._compile_and_call(batch)
-        result: list[Any] = self.function(*batch)
+        result: list[Any] = function(*batch)
         return result
 
     def _compile_and_call(self, batch: Sequence[Any]) -> list[Any]:
@@ -76,7 +79,20 @@ class CompiledFunction:
         log.info("%s", text)
         self.say(text)
         started = time.perf_counter()
-        function = pytensor.function(
+        result = self._build_and_call(batch)
+        log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)
+        return result
+
+    def _build_and_call(self, batch: Sequence[Any]) -> list[Any]:
+        function = self.build()
+        _set_jax_states(function, self._keys)
+        result: list[Any] = function(*batch)
+        self.function = function
+        return result
+
+    def build(self) -> Any:
+        """The PyTensor function, compiled as far as PyTensor does it before the first call."""
+        return pytensor.function(
             list(self.inputs),
             list(self.outputs),
             updates=list(self.updates),
@@ -86,29 +102,18 @@ class CompiledFunction:
             # Minibatches are checked once, where data are bound to inputs.
             trust_input=True,
         )
-        _set_jax_states(function, self._keys)
-        result: list[Any] = function(*batch)
-        self.function = function
-        log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)
-        return result
 
 
 def check_mode(mode: Any) -> None:
-    """Refuse the name of a mode that PyTensor does not have, before anything is built."""
+    """Refuse the name of a mode that there is not, before anything is built."""
     try:
-        get_mode(mode)
+        if mode != TIERED:
+            get_mode(mode)
     except Exception as error:
         raise ValueError(
-            f"A mode is one that PyTensor knows: received {mode!r}. Give one of "
-            f"{', '.join(sorted(predefined_modes))}, or a Mode."
+            f"A mode is 'tiered' or one that PyTensor knows: received {mode!r}. Give one of "
+            f"{', '.join(sorted([TIERED, *predefined_modes]))}, or a Mode."
         ) from error
-
-
-def uncompiled_function(inputs: Sequence[Any], outputs: Any) -> Any:
-    """A function that runs PyTensor's own Python code: it starts at once and compiles nothing."""
-    python = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
-    with pytensor.config.change_flags(cxx=""):
-        return pytensor.function(list(inputs), outputs, mode=python, on_unused_input="ignore")
 
 
 def _jax_states(function: Any) -> list[dict[str, Any]]:

@@ -11,7 +11,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytensor
+
 from downhill_rms.checkpoint import Checkpoint
+from downhill_rms.compiled import TIERED
 from downhill_rms.datafiles import read_data
 from downhill_rms.dataset import Dataset, as_dataset
 from downhill_rms.history import HistoryFile
@@ -41,7 +44,7 @@ class Request:
     train, valid : str or None
         Data files.
     mode : str or None
-        How PyTensor compiles.
+        How PyTensor compiles; by default `default_mode`.
     hyperparameters, options : mapping
         Those that come before the problem's defaults.
     """
@@ -63,7 +66,7 @@ class Request:
             "problem": self.spec,
             "seed": self.seed,
             **{name: file and str(Path(file).resolve()) for name, file in self._files.items()},
-            "mode": self.mode,
+            "mode": self.mode or default_mode(),
             "hyperparameters": hyperparameters,
             "options": self.all_options(problem),
             "versions": _versions(),
@@ -133,6 +136,11 @@ class Request:
         return replace(problem, **data)
 
 
+def default_mode() -> str | None:
+    """Tiered, unless PyTensor is set to a mode of the user's own."""
+    return TIERED if pytensor.config.mode == "Mode" else None
+
+
 def make_trainer(problem: Problem, mode: str | None = None) -> Trainer:
     """The trainer of a problem."""
     return Trainer(
@@ -169,7 +177,7 @@ def train(
         Its ``stop_reason`` tells how the run ended.
     """
     problem = request.with_files(problem)
-    trainer = make_trainer(problem, request.mode)
+    trainer = make_trainer(problem, request.mode or default_mode())
     options = request.all_options(problem)
     data = training_data(problem, trainer, options.pop("batch_size", None), request.seed)
     checkpoint = Checkpoint(

@@ -158,6 +158,7 @@ class Loop:
             if isinstance(changes.get("learning_rate"), int | float):
                 changes["learning_rate"] /= 2 ** state.get("run/rollbacks", 0)
             self.load_state_dict(state, changes)
+            self.steps.settle()
             log.info("going on from %s", path)
         checkpoint.start(self.pending.get("run/updates", 0), self.pending.get("run/epochs", 0))
 

@@ -11,7 +11,7 @@ import pytensor.tensor as pt
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms import gradients
-from downhill_rms.compiled import CompiledFunction, check_mode, uncompiled_function
+from downhill_rms.compiled import TIERED, CompiledFunction, check_mode
 from downhill_rms.divergence import Divergence, explain_infinite, find_infinite
 from downhill_rms.generators import generator_state, set_generator_state
 from downhill_rms.graph import LossGraph, Update, warn_of_outer_broadcast
@@ -22,6 +22,8 @@ from downhill_rms.rmsprop import State, rmsprop_updates
 from downhill_rms.run import OPTIONS
 from downhill_rms.sources import Batch, InputSpec
 from downhill_rms.telemetry import telemetry_names, update_telemetry
+from downhill_rms.tiered import TieredFunction
+from downhill_rms.uncompiled import UncompiledFunction
 
 
 class Steps:
@@ -97,10 +99,17 @@ class Steps:
     def _function(
         self, name: str, outputs: Sequence[Any], updates: Sequence[Update]
     ) -> CompiledFunction:
+        kind = TieredFunction if self.mode == TIERED else CompiledFunction
         inputs = self.graph.inputs
-        return CompiledFunction(
-            name, inputs, outputs, updates, self.mode, lambda text: self.say(text)
-        )
+        return kind(name, inputs, outputs, updates, self.mode, lambda text: self.say(text))
+
+    def settle(self) -> None:
+        """Use one compiled form from the next call on, where the mode is ``"tiered"``."""
+        if self.mode == TIERED:
+            self.mode = TieredFunction.compiled_mode
+            for function in (self._evaluation, *self._updates.values()):
+                assert isinstance(function, TieredFunction)
+                function.settle()
 
     def changed(self, keywords: Mapping[str, Any]) -> Hyperparameters:
         """The hyperparameters in force with some changed."""
@@ -133,8 +142,9 @@ class Steps:
         if learning_rate not in self._schedules:
             t = pt.lscalar("t")
             value = pt.as_tensor_variable(learning_rate(t))
-            self._schedules[learning_rate] = uncompiled_function([t], value)
-        return float(self._schedules[learning_rate](self.update_count))
+            self._schedules[learning_rate] = UncompiledFunction([t], [value])
+        (value,) = self._schedules[learning_rate](np.array(self.update_count, dtype="int64"))
+        return float(value)
 
     def new_updates(self, hyperparameters: Hyperparameters) -> list[Update]:
         """Updates with accumulators and numbers of their own."""

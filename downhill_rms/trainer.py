@@ -46,7 +46,8 @@ class Trainer:
         Report for training how far updates move each parameter, ``update_ratio(name)``, and how
         much of it steps at the regularizer's floor, ``at_floor(name)``: see `update_telemetry`.
     mode : str or Mode, optional
-        How PyTensor compiles (``"NUMBA"``, ``"JAX"``, ``"FAST_COMPILE"``, ...).
+        How PyTensor compiles (``"NUMBA"``, ``"JAX"``, ``"FAST_COMPILE"``, ...), or ``"tiered"``:
+        training begins at once, uncompiled, while a child process compiles.
 
     Attributes
     ----------
@@ -363,6 +364,7 @@ class Trainer:
             changed then.
         """
         self.loop.load_state_dict(state)
+        self.steps.settle()
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write `state_dict` to a file: whole, or not at all.

@@ -1,0 +1,269 @@
+"""Compile a function in a child process, into PyTensor's on-disk cache."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import io
+import logging
+import os
+import pickle
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytensor
+from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.graph.traversal import graph_inputs, toposort
+
+from downhill_rms.compiled import CompiledFunction
+
+log = logging.getLogger(__name__)
+
+# What a program can change and what compiled code depends on. The child reads the other flags from
+# the same environment and configuration file.
+FLAGS = ("cast_policy", "cxx", "floatX", "numba__cache", "numba__fastmath")
+
+# The parent's import path comes before anything else: the child imports what the parent did.
+COMMAND = (
+    "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
+    "from downhill_rms.background import compile_for_parent; compile_for_parent()"
+)
+
+_is_child = False
+
+
+class BackgroundCompilation:
+    """A child process that compiles one function, and the thread that waits for it.
+
+    Children share most of what they compile, so that one works at a time. Meanwhile OpenBLAS leaves
+    it a core: its threads wait for each other in a busy loop, and with as many of them as cores an
+    update took ten times as long while a child compiled.
+
+    Parameters
+    ----------
+    function : CompiledFunction
+        The function.
+    marker : Path
+        The file that a child writes when it has come to a good end. No child is started if it is
+        there.
+    batch : sequence of array
+        A minibatch, for the types of the arrays.
+    tell : callable
+        Called in the thread when no child is at work any more; what it returns is whether anybody
+        still wants the function.
+    seconds : float
+        If the child fails, the call comes no sooner than this after the start.
+
+    Raises
+    ------
+    RuntimeError
+        In a child, which would otherwise start children of its own if the module that defines an
+        Op begins to train when it is imported.
+    """
+
+    def __init__(
+        self,
+        function: CompiledFunction,
+        marker: Path,
+        batch: Sequence[Any],
+        tell: Callable[[], Any],
+        seconds: float,
+    ) -> None:
+        if _is_child:
+            raise RuntimeError("a module of the graph's Ops trains when it is imported")
+        self.name, self.marker, self.tell, self.seconds = function.name, marker, tell, seconds
+        self._cancelled = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._message, self._error = b"", ""
+        try:
+            self._message = _message(function, marker, batch)
+        except Exception as error:  # whatever the graph's objects raise
+            self._error = f"the graph cannot be pickled ({type(error).__name__}: {error})"
+        self._thread = threading.Thread(target=self._run, name=f"compile {self.name}", daemon=True)
+
+    def start(self) -> None:
+        """Start the child as soon as no other is at work."""
+        self._deadline = time.monotonic() + self.seconds
+        _children.enter()
+        self._thread.start()
+
+    def cancel(self) -> None:
+        """End the child; nobody is told."""
+        self._cancelled.set()
+        if self._process is not None:
+            self._process.kill()
+
+    def _run(self) -> None:
+        try:
+            with _children.one_at_a_time:
+                if not self._cancelled.is_set() and not self.marker.exists():
+                    self._error = self._error or self._compile()
+        finally:
+            _children.leave()
+        if self._error and not self._cancelled.is_set():
+            log.warning(
+                "no child process compiles the %s: %s. Training goes on uncompiled; what takes "
+                "longer than %g s is compiled in the foreground then",
+                *(self.name, self._error, self.seconds),
+            )
+            self._cancelled.wait(self._deadline - time.monotonic())
+        _children.wait_for_all()
+        if not self._cancelled.is_set():
+            self.tell()
+
+    def _compile(self) -> str:
+        """Run the child to its end; returns what went wrong."""
+        flags = f"base_compiledir={shlex.quote(str(pytensor.config.base_compiledir))}"
+        inherited = os.environ.get("PYTENSOR_FLAGS")
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable or "python", "-c", COMMAND],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=os.environ | {"PYTENSOR_FLAGS": f"{inherited},{flags}" if inherited else flags},
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+        except OSError as error:
+            return f"{sys.executable!r} cannot be started ({error})"
+        if self._cancelled.is_set():
+            self._process.kill()
+        return _converse(self._process, self._message)
+
+
+class _Children:
+    """How many children work or wait, and the threads that OpenBLAS has meanwhile."""
+
+    def __init__(self) -> None:
+        self.one_at_a_time = threading.Lock()
+        self._changed = threading.Condition()
+        self._count = 0
+        self._threads = 0
+
+    def enter(self) -> None:
+        with self._changed:
+            self._count += 1
+            if self._count == 1 and (openblas := _openblas()):
+                self._threads = openblas["get"]()
+                openblas["set"](max(1, min(self._threads, _core_count() - 1)))
+
+    def leave(self) -> None:
+        with self._changed:
+            self._count -= 1
+            if self._count == 0 and (openblas := _openblas()):
+                openblas["set"](self._threads)
+            self._changed.notify_all()
+
+    def wait_for_all(self) -> None:
+        # The compiled function may bring a BLAS of its own, which would have all its threads.
+        with self._changed:
+            self._changed.wait_for(lambda: self._count == 0)
+
+
+_children = _Children()
+
+
+def _openblas() -> dict[str, Any]:
+    """The functions that get and set the number of threads, if NumPy's BLAS is OpenBLAS."""
+    library = ctypes.CDLL(np.linalg._umath_linalg.__file__)  # a symbol is sought in what it needs
+    for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads"):
+        with suppress(AttributeError):
+            return {verb: getattr(library, name.format(verb)) for verb in ("get", "set")}
+    return {}
+
+
+def _core_count() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _converse(process: subprocess.Popen[bytes], message: bytes) -> str:
+    """Send the message and wait for the end; returns why the process failed, if it did."""
+    with process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with suppress(OSError):  # it may be dead already
+            process.stdin.write(message)
+            process.stdin.flush()
+        # The end of its input is for the child the end of its parent: it stays open until now.
+        said = process.stderr.read().decode(errors="replace").strip()
+        with suppress(OSError):
+            process.stdin.close()
+    if process.returncode == 0:
+        return ""
+    return f"exit status {process.returncode}, {said.splitlines()[-1] if said else 'no message'}"
+
+
+def flags() -> dict[str, Any]:
+    """What PyTensor's configuration holds that compiled code depends on."""
+    return {flag: getattr(pytensor.config, flag) for flag in FLAGS}
+
+
+def _message(function: CompiledFunction, marker: Path, batch: Sequence[Any]) -> bytes:
+    """What a child reads: the import path; flags and marker; the function and its arrays."""
+    updates = list(function.updates)
+    expressions = [*function.outputs, *(new for _, new in updates)]
+    leaves = [*graph_inputs(expressions), *(shared for shared, _ in updates)]
+    shared = [variable for variable in leaves if isinstance(variable, SharedVariable)]
+    arrays = [*batch, *(variable.get_value(borrow=True) for variable in shared)]
+    specification = (function.name, function.inputs, function.outputs, updates, function.mode)
+    # In topological order no node is reached through a chain of others: no deep recursion.
+    nodes = list(toposort(expressions))
+    stream = io.BytesIO()
+    pickle.dump(sys.path, stream)
+    pickle.dump((flags(), marker), stream)
+    _StandIns(stream, arrays).dump((nodes, specification, list(batch)))
+    return stream.getvalue()
+
+
+class _StandIns(pickle.Pickler):
+    """Sends small arrays of the same types for arrays whose values nobody looks at."""
+
+    def __init__(self, stream: io.BytesIO, arrays: Sequence[Any]) -> None:
+        super().__init__(stream, protocol=pickle.HIGHEST_PROTOCOL)
+        self._arrays = {id(array) for array in arrays}
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is not np.ndarray or id(obj) not in self._arrays:
+            return NotImplemented
+        fortran = obj.flags.f_contiguous and not obj.flags.c_contiguous
+        return np.zeros, ((2,) * obj.ndim, obj.dtype, "F" if fortran else "C")
+
+
+def compile_for_parent() -> None:
+    """Compile what the standard input describes: the main function of a child."""
+    global _is_child
+    _is_child = True
+    if hasattr(os, "nice"):
+        os.nice(5)
+    values, marker = pickle.load(sys.stdin.buffer)
+    with pytensor.config.change_flags(**values):
+        _, specification, batch = pickle.load(sys.stdin.buffer)
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+        function = CompiledFunction(*specification).build()
+        arguments = [container.storage[0] for container in function.input_storage]
+        arguments[: len(batch)] = batch
+        _compile_for_types_of(tuple(arguments), function.vm.jit_fn)
+    marker.touch()
+
+
+def _compile_for_types_of(arguments: tuple[Any, ...], dispatcher: Any) -> None:
+    """Compile as a call would, but do not call: with stand-ins that would make no sense."""
+    parameters = inspect.signature(dispatcher.py_func).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        arguments = (arguments,)  # Numba takes what *args stands for as one tuple
+    dispatcher.compile(tuple(map(dispatcher.typeof_pyval, arguments)))
+
+
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing more is sent: this returns when the parent has ended
+    os._exit(1)

@@ -1,0 +1,152 @@
+"""Functions that run at once, uncompiled, and are swapped when a child has compiled them.
+
+PyTensor's Numba mode takes 20 to 60 s for a new graph. Its on-disk cache is shared by all
+processes: a child fills it while training goes on uncompiled, and then the same function is
+built here in about a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+import sys
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytensor
+
+from downhill_rms.background import BackgroundCompilation, flags
+from downhill_rms.compiled import CompiledFunction
+from downhill_rms.graph import Update
+from downhill_rms.uncompiled import UncompiledFunction
+
+log = logging.getLogger(__name__)
+
+# After a child has failed, a function is compiled in the foreground once it has been in use for
+# this long. Short runs end before, and long ones lose no more than what they wait for anyway.
+UNCOMPILED_SECONDS = 30.0
+
+
+class TieredFunction(CompiledFunction):
+    """Expressions of minibatches: uncompiled at first, compiled as soon as that costs no wait.
+
+    The first call starts a child process that compiles. When it is done, the next call is made by
+    the compiled function, on the same shared variables. If PyTensor's cache has the function
+    already, no child is started, and it is compiled from the first call on. If the child fails,
+    a warning says why, and the function is compiled in the foreground once it has been in use
+    for `UNCOMPILED_SECONDS`.
+
+    Parameters
+    ----------
+    name, inputs, outputs, updates, say
+        As for `CompiledFunction`.
+    mode : str
+        The name of this mode; what the function is compiled with is `compiled_mode`.
+
+    Notes
+    -----
+    Both forms compute the same to rounding, and random numbers may differ: call `settle` for a
+    run that is to be repeated bit by bit. While a child compiles, NumPy's OpenBLAS leaves it
+    one core. An Op that is defined in ``__main__`` cannot be sent to a child: define it in a
+    module.
+    """
+
+    compiled_mode = "NUMBA"
+
+    def __init__(
+        self,
+        name: str,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        updates: Sequence[Update],
+        mode: Any = None,
+        say: Callable[[str], Any] = str,
+    ) -> None:
+        super().__init__(name, inputs, outputs, updates, self.compiled_mode, say)
+        self._settled = False
+        self._uncompiled: UncompiledFunction | None = None
+        self._compilation: BackgroundCompilation | None = None
+        self._started = 0.0
+
+    def settle(self) -> None:
+        """Use the compiled function alone: the next call compiles it, if it is not compiled yet."""
+        self._settled = True
+        if self._compilation is not None:
+            self._compilation.cancel()
+        self._leave_uncompiled()
+
+    def _leave_uncompiled(self) -> None:
+        # Then the next call compiles: whether it is time is asked nowhere else, and costs nothing.
+        if self.function is self._uncompiled:
+            self.function = None
+
+    def _compile_and_call(self, batch: Sequence[Any]) -> list[Any]:
+        if self._settled:
+            return super()._compile_and_call(batch)
+        if self._uncompiled is not None:
+            return self._swap_and_call(self._uncompiled, batch)
+        if self._marker.exists():
+            return super()._compile_and_call(batch)
+        return self._start_and_call(batch)
+
+    def _start_and_call(self, batch: Sequence[Any]) -> list[Any]:
+        text = f"the {self.name} runs uncompiled while a child process compiles it"
+        log.info("%s", text)
+        self.say(text)
+        self._started = time.perf_counter()
+        # Not kept alive by the thread that waits for the child.
+        itself = weakref.ref(self)
+
+        def tell() -> None:
+            if (function := itself()) is not None:
+                function._leave_uncompiled()
+
+        compilation = BackgroundCompilation(self, self._marker, batch, tell, UNCOMPILED_SECONDS)
+        uncompiled = UncompiledFunction(self.inputs, self.outputs, self.updates)
+        result = uncompiled(*batch)
+        self.function = self._uncompiled = uncompiled
+        self._compilation = compilation
+        compilation.start()
+        return result
+
+    def _swap_and_call(self, uncompiled: UncompiledFunction, batch: Sequence[Any]) -> list[Any]:
+        try:
+            result = self._build_and_call(batch)
+        except Exception:
+            # If the batch is to blame, the uncompiled function raises as well.
+            log.warning("the %s stays uncompiled", self.name, exc_info=True)
+            self.function = uncompiled
+            return uncompiled(*batch)
+        seconds = time.perf_counter() - self._started
+        text = "swapped to the compiled %s after %d calls, %.1f s"
+        log.info(text, self.name, uncompiled.calls, seconds)
+        self._uncompiled = self._compilation = None
+        return result
+
+    def _build_and_call(self, batch: Sequence[Any]) -> list[Any]:
+        result = super()._build_and_call(batch)
+        with suppress(OSError):
+            self._marker.touch()
+        return result
+
+    @cached_property
+    def _marker(self) -> Path:
+        """A file that is there if PyTensor's cache has the function.
+
+        It stands among the cached files, so that it is deleted with them. If it is wrong, or
+        another graph has the same text, that costs time and nothing else.
+        """
+        targets = [str(shared.type) for shared, _ in self.updates]
+        expressions = [*self.outputs, *(new for _, new in self.updates)]
+        text = pytensor.dprint(expressions, print_type=True, file="str")
+        versions = [version(name) for name in ("pytensor", "numba", "llvmlite", "numpy")]
+        key = repr((text, targets, flags(), versions, sys.version, platform.machine()))
+        name = f"downhill_rms-{hashlib.sha256(key.encode()).hexdigest()}.compiled"
+        return Path(pytensor.config.base_compiledir) / "numba" / name
