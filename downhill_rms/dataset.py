@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 
-from downhill_rms.generators import generator_state, set_generator_state
+from downhill_rms.sampler import Sampler, Shuffle
 from downhill_rms.sources import (
     ArraySource,
     Batch,
@@ -19,106 +22,9 @@ from downhill_rms.sources import (
     as_column,
 )
 
+T = TypeVar("T")
+
 CALLABLE_EPOCH = 100  # minibatches in an epoch of a callable without a length, as in downhill
-
-Shuffle = Literal["samples", "batches"] | None
-
-
-class Sampler:
-    """The order in which samples are visited.
-
-    Parameters
-    ----------
-    n_samples : int
-        Samples in the data set.
-    batch_size : int
-        Samples in a minibatch; 0 or less for all of them. The last of a pass may be shorter.
-    n_batches : int or None
-        Minibatches in an epoch; by default one pass. Epochs that are shorter or longer than a
-        pass go on where the last one ended.
-    shuffle : {"samples", "batches", None}
-        What is permuted before every pass.
-    rng : Generator
-        Where permutations come from.
-    """
-
-    SIZES = ("n_samples", "batch_size", "n_batches", "shuffle")
-    PLACE = ("cursor", "position")
-
-    def __init__(
-        self,
-        n_samples: int,
-        batch_size: int,
-        n_batches: int | None,
-        shuffle: Shuffle,
-        rng: np.random.Generator,
-    ) -> None:
-        self.n_samples = n_samples
-        self.batch_size = n_samples if batch_size <= 0 else min(batch_size, n_samples)
-        self.pass_size = -(-n_samples // self.batch_size)
-        self.n_batches = n_batches or self.pass_size
-        # One minibatch of everything has no order to shuffle, and is given as it is.
-        self.shuffle = shuffle if self.pass_size > 1 else None
-        self.rng = rng
-        self.permutation: np.ndarray | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new epoch and a new pass."""
-        self.cursor = 0  # minibatches visited in this pass
-        self.position = 0  # minibatches visited in this epoch
-
-    def epoch(self) -> Iterator[Selection]:
-        """The rest of the current epoch; a whole one unless the last was left in the middle."""
-        while True:
-            if self.cursor == 0 and self.shuffle:
-                count = self.n_samples if self.shuffle == "samples" else self.pass_size
-                self.permutation = self.rng.permutation(count)
-            selection = self._select(self.cursor)
-            self.cursor = (self.cursor + 1) % self.pass_size
-            self.position = (self.position + 1) % self.n_batches
-            yield selection
-            if self.position == 0:
-                return
-
-    def in_order(self) -> Iterator[slice]:
-        """An epoch in the data's own order, which leaves no trace."""
-        for index in range(self.n_batches):
-            yield self._slice(index % self.pass_size)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the order stands, as plain values and one array."""
-        state: dict[str, Any] = {name: getattr(self, name) for name in (*self.SIZES, *self.PLACE)}
-        state["generator"] = generator_state(self.rng)
-        if self.permutation is not None:
-            state["permutation"] = self.permutation.copy()
-        return state
-
-    def check(self, state: Mapping[str, Any]) -> list[str]:
-        """What differs between this order and the one that a state was taken of."""
-        return [
-            f"{name} is {getattr(self, name)} instead of {state.get(name)}"
-            for name in self.SIZES
-            if state.get(name) != getattr(self, name)
-        ]
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
-        for name in self.PLACE:
-            setattr(self, name, int(state[name]))
-        self.permutation = state.get("permutation")
-        set_generator_state(self.rng, state["generator"])
-
-    def _select(self, index: int) -> Selection:
-        if self.shuffle is None or self.permutation is None:
-            return self._slice(index)
-        if self.shuffle == "batches":
-            return self._slice(int(self.permutation[index]))
-        return self.permutation[self._slice(index)]
-
-    def _slice(self, index: int) -> slice:
-        start = index * self.batch_size
-        return slice(start, min(start + self.batch_size, self.n_samples))
 
 
 class Dataset:
@@ -153,6 +59,9 @@ class Dataset:
         Permute the samples before every pass, the order of fixed minibatches (as ``downhill``
         did; faster for data on disk), or nothing. Callables and iterables are not shuffled, nor
         is a minibatch that holds every sample.
+    prefetch : int
+        Minibatches that a thread reads ahead of training (0). It helps where reading waits
+        without holding Python's lock: the network, decompression, h5py and zarr.
 
     Raises
     ------
@@ -178,6 +87,7 @@ class Dataset:
         axis: int = 0,
         rng: int | np.random.Generator | None = None,
         shuffle: Shuffle = "samples",
+        prefetch: int = 0,
     ) -> None:
         if shuffle not in ("samples", "batches", None):
             raise ValueError(
@@ -185,10 +95,11 @@ class Dataset:
             )
         _check_int("batch_size", batch_size)
         _check_int("axis", axis, low=0)
+        _check_int("prefetch", prefetch, low=0)
         if iteration_size is not None:
             _check_int("iteration_size", iteration_size, low=1)
         self.name = name or "dataset"
-        self.axis = axis
+        self.axis, self.prefetch = axis, prefetch
         self.source = open_source(inputs, axis)
         self.sampler: Sampler | None = None
         if isinstance(self.source, ArraySource):
@@ -264,7 +175,7 @@ class BoundDataset:
     """A data set whose minibatches a compiled function takes as they come."""
 
     def __init__(self, dataset: Dataset, source: ArraySource | BatchSource) -> None:
-        self.name, self.axis = dataset.name, dataset.axis
+        self.name, self.axis, self.prefetch = dataset.name, dataset.axis, dataset.prefetch
         self.source, self.sampler = source, dataset.sampler
         self.iteration_size = dataset.iteration_size
 
@@ -280,8 +191,11 @@ class BoundDataset:
         if isinstance(self.source, ArraySource) and self.sampler is not None:
             if delivered and self.sampler.position == 0:
                 return iter(())  # the epoch had come to its end
+            if self.prefetch:
+                return self._take_ahead(self.source, self.sampler)
             return self._take(self.source, self.sampler.epoch())
-        return self._ready_batches(delivered)
+        batches = self._ready_batches(delivered)
+        return read_ahead(batches, self.prefetch) if self.prefetch else batches
 
     def in_order(self) -> Iterator[tuple[Batch, int]]:
         """The same in the data's own order; the training order stays where it was."""
@@ -298,6 +212,14 @@ class BoundDataset:
             else:
                 samples = len(selection)
             yield source.take(selection), samples
+
+    def _take_ahead(self, source: ArraySource, sampler: Sampler) -> Iterator[tuple[Batch, int]]:
+        # The thread follows a copy of the order, so that the order itself stands where training
+        # is, which is what a checkpoint keeps.
+        ahead = read_ahead(self._take(source, copy.deepcopy(sampler).epoch()), self.prefetch)
+        with contextlib.closing(ahead):
+            for (batch, samples), _ in zip(ahead, sampler.epoch(), strict=True):
+                yield batch, samples
 
     def _ready_batches(self, delivered: int = 0) -> Iterator[tuple[Batch, int]]:
         assert isinstance(self.source, BatchSource)
@@ -328,6 +250,18 @@ class BoundDataset:
                 f"{batch[0].shape}. Leave empty batches out."
             )
         return samples
+
+
+def read_ahead(batches: Iterator[T], count: int) -> Generator[T, None, None]:
+    """The same batches, ``count`` of them read ahead by a thread."""
+    with ThreadPoolExecutor(1, "downhill_rms-prefetch") as pool:
+        pending = deque(pool.submit(next, batches, None) for _ in range(count))
+        try:
+            while (batch := pending.popleft().result()) is not None:
+                pending.append(pool.submit(next, batches, None))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:

@@ -195,7 +195,7 @@ class ArrayColumn:
     def take(self, selection: Selection) -> Any:
         """The samples of one minibatch."""
         if not isinstance(selection, slice):
-            batch = np.take(self.array, selection, axis=self.axis)
+            batch = self.array.take(selection, axis=self.axis)
         else:
             batch = self.array[(slice(None),) * self.axis + (selection,)]
             if self.axis:

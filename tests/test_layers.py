@@ -23,6 +23,7 @@ LAYERS = [
         "machine",
         "figures",
     },
+    {"sampler"},
     {"gradients", "dataset", "history", "compiled", "uncompiled", "checkpoint", "datafiles"},
     {"hyperparameters", "background"},
     {"rmsprop", "tiered", "presets", "parameters", "problem", "observers", "plots"},

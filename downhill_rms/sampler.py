@@ -1,0 +1,110 @@
+"""The order in which the samples of a data set are visited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from downhill_rms.generators import generator_state, set_generator_state
+from downhill_rms.sources import Selection
+
+Shuffle = Literal["samples", "batches"] | None
+
+
+class Sampler:
+    """The order in which samples are visited.
+
+    Parameters
+    ----------
+    n_samples : int
+        Samples in the data set.
+    batch_size : int
+        Samples in a minibatch; 0 or less for all of them. The last of a pass may be shorter.
+    n_batches : int or None
+        Minibatches in an epoch; by default one pass. Epochs that are shorter or longer than a
+        pass go on where the last one ended.
+    shuffle : {"samples", "batches", None}
+        What is permuted before every pass.
+    rng : Generator
+        Where permutations come from.
+    """
+
+    SIZES = ("n_samples", "batch_size", "n_batches", "shuffle")
+    PLACE = ("cursor", "position")
+
+    def __init__(
+        self,
+        n_samples: int,
+        batch_size: int,
+        n_batches: int | None,
+        shuffle: Shuffle,
+        rng: np.random.Generator,
+    ) -> None:
+        self.n_samples = n_samples
+        self.batch_size = n_samples if batch_size <= 0 else min(batch_size, n_samples)
+        self.pass_size = -(-n_samples // self.batch_size)
+        self.n_batches = n_batches or self.pass_size
+        # One minibatch of everything has no order to shuffle, and is given as it is.
+        self.shuffle = shuffle if self.pass_size > 1 else None
+        self.rng = rng
+        self.permutation: np.ndarray | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new epoch and a new pass."""
+        self.cursor = 0  # minibatches visited in this pass
+        self.position = 0  # minibatches visited in this epoch
+
+    def epoch(self) -> Iterator[Selection]:
+        """The rest of the current epoch; a whole one unless the last was left in the middle."""
+        while True:
+            if self.cursor == 0 and self.shuffle:
+                count = self.n_samples if self.shuffle == "samples" else self.pass_size
+                self.permutation = self.rng.permutation(count)
+            selection = self._select(self.cursor)
+            self.cursor = (self.cursor + 1) % self.pass_size
+            self.position = (self.position + 1) % self.n_batches
+            yield selection
+            if self.position == 0:
+                return
+
+    def in_order(self) -> Iterator[slice]:
+        """An epoch in the data's own order, which leaves no trace."""
+        for index in range(self.n_batches):
+            yield self._slice(index % self.pass_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order stands, as plain values and one array."""
+        state: dict[str, Any] = {name: getattr(self, name) for name in (*self.SIZES, *self.PLACE)}
+        state["generator"] = generator_state(self.rng)
+        if self.permutation is not None:
+            state["permutation"] = self.permutation.copy()
+        return state
+
+    def check(self, state: Mapping[str, Any]) -> list[str]:
+        """What differs between this order and the one that a state was taken of."""
+        return [
+            f"{name} is {getattr(self, name)} instead of {state.get(name)}"
+            for name in self.SIZES
+            if state.get(name) != getattr(self, name)
+        ]
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        for name in self.PLACE:
+            setattr(self, name, int(state[name]))
+        self.permutation = state.get("permutation")
+        set_generator_state(self.rng, state["generator"])
+
+    def _select(self, index: int) -> Selection:
+        if self.shuffle is None or self.permutation is None:
+            return self._slice(index)
+        if self.shuffle == "batches":
+            return self._slice(int(self.permutation[index]))
+        return self.permutation[self._slice(index)]
+
+    def _slice(self, index: int) -> slice:
+        start = index * self.batch_size
+        return slice(start, min(start + self.batch_size, self.n_samples))
