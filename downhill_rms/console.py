@@ -43,9 +43,13 @@ def _above_the_bar() -> Any:
 
 @contextlib.contextmanager
 def logging_to_terminal(level: int) -> Iterator[None]:
-    """Show the library's log from this level on, and Python's warnings, in the terminal."""
+    """Show the library's log from this level on, and Python's warnings, in the terminal.
+
+    Lines for each epoch are not even made if they are below this level.
+    """
     logger, former = logging.getLogger("downhill_rms"), warnings.showwarning
-    before = logger.level, logger.propagate
+    epochs = logging.getLogger("downhill_rms.epochs")
+    before = logger.level, logger.propagate, epochs.level
     terminal = TerminalHandler(level)
 
     def show(message: Warning | str, *details: Any, **options: Any) -> None:
@@ -53,6 +57,7 @@ def logging_to_terminal(level: int) -> Iterator[None]:
 
     logger.addHandler(terminal)
     logger.setLevel(logging.INFO)
+    epochs.setLevel(level)
     logger.propagate = False
     warnings.showwarning = show
     try:
@@ -62,6 +67,7 @@ def logging_to_terminal(level: int) -> Iterator[None]:
         logger.removeHandler(terminal)
         logger.setLevel(before[0])
         logger.propagate = before[1]
+        epochs.setLevel(before[2])
 
 
 class Commands(click.Group):

@@ -27,6 +27,7 @@ COUNTS: dict[str, type] = {
     "best": bool,
 }
 FIELDS = {**COUNTS, "train": dict, "valid": dict}
+ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Record:
     def to_json(self) -> str:
         """One line of strict JSON: NaN and infinities are strings."""
         try:
-            return json.dumps(vars(self), allow_nan=False, ensure_ascii=False)
+            return ENCODER.encode(vars(self))
         except ValueError:  # something is not finite
             strict = json.loads(json.dumps(vars(self)), parse_constant=str)
             return json.dumps(strict, ensure_ascii=False)

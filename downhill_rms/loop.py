@@ -27,6 +27,7 @@ MAX_ROLLBACKS = 3
 INTERRUPTIONS = (StopReason.INTERRUPTED, StopReason.TERMINATED)
 
 log = logging.getLogger(__name__)
+epoch_log = logging.getLogger("downhill_rms.epochs")  # can be silenced where a bar is shown
 
 
 def interruption(signals: StopSignals) -> StopReason | None:
@@ -201,7 +202,7 @@ class Loop:
         learning_rate = self.steps.learning_rate
         record = Record(*counts, train, run.latest, validated, best, learning_rate)
         self.history.append(record)
-        log.info("%s", record)
+        epoch_log.info("%s", record)
         for observe in run.observers:
             observe(record)
 
@@ -219,11 +220,12 @@ class Loop:
 
     def _train(self, run: Run, signals: StopSignals) -> StopReason | None:
         """Make an update for each minibatch that is left of the epoch."""
+        due = run.progress.due
         for batch, samples in run.open_epoch(self.steps.update_names):
             before = self.state_dict() if run.save_batch else {}
             outputs = self.steps.update(batch)
             run.count(outputs, samples)
-            if run.progress.due():
+            if due():
                 self._show(run)
             # To look at a value of JAX's is to wait for the device: `_epoch` looks at the mean.
             looks = run.save_batch or not hasattr(outputs[0], "block_until_ready")
