@@ -15,6 +15,7 @@ from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import BoundDataset
 from downhill_rms.divergence import Divergence, DivergenceError
 from downhill_rms.history import History, Record, format_values
+from downhill_rms.machine import findings
 from downhill_rms.monitors import PassMean, Values
 from downhill_rms.run import Best, Run
 from downhill_rms.signals import StopSignals
@@ -128,6 +129,9 @@ class Loop:
     def _begin(self, run: Run) -> StopReason | None:
         """Validate before the first update, or take up a run that was loaded."""
         self.stop_reason, self.divergence, self.run = None, None, run
+        if log.isEnabledFor(logging.DEBUG):
+            for finding in findings(self.steps.mode):
+                log.debug("%s", finding.text)
         if run.checkpoint is not None:
             self._open(run, run.checkpoint)
             self.run = run

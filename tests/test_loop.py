@@ -1,11 +1,14 @@
 """What the loop writes down of each epoch, and who is told."""
 
+import logging
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
+from downhill_rms.machine import findings
 
 DATA = [np.arange(12.0)]
 
@@ -90,6 +93,19 @@ def test_an_observer_that_fails_ends_the_run_with_the_best_in_place(mode):
 def test_what_is_no_observer_is_refused_at_once(mode):
     with pytest.raises(TypeError, match=r"An observer is a callable .* received 'file'"):
         make(mode).iterate(DATA, observers=["file"])
+
+
+# What slows training down
+
+
+def test_the_machines_findings_are_debug_lines(mode, caplog):
+    texts = [finding.text for finding in findings(mode)]
+    for level, expected in ((logging.INFO, []), (logging.DEBUG, texts)):
+        caplog.clear()
+        with caplog.at_level(level, logger="downhill_rms"):
+            make(mode).minimize(DATA, max_epochs=1)
+        found = [r.getMessage() for r in caplog.records if r.levelno == logging.DEBUG]
+        assert found == expected
 
 
 # Taking up a run
