@@ -17,6 +17,7 @@ from pytensor.graph.rewriting.basic import (
     node_rewriter,
 )
 from pytensor.link.vm import VMLinker
+from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import Elemwise
 
 from downhill_rms.graph import Update
@@ -77,9 +78,24 @@ def _nothing_compiled() -> Any:
 
 def _mode() -> Mode:
     # The rewrites that keep a loss finite, log(softmax(x)) for example, and none for speed.
-    stabilize = optdb.query(predefined_optimizers["stabilize"])
-    rewriter = SequentialGraphRewriter(stabilize, WalkingGraphRewriter(_for_numpy))
-    return Mode(VMLinker(use_cloop=False, c_thunks=False), rewriter)
+    linker, stabilize = (
+        VMLinker(use_cloop=False, c_thunks=False),
+        predefined_optimizers["stabilize"],
+    )
+    inside = Mode(linker, stabilize)
+
+    @node_rewriter([Scan])  # type: ignore[untyped-decorator]
+    def same_inside(fgraph: Any, node: Any) -> list[Any] | None:
+        # PyTensor 3.0 rewrites there as for C, and its Python code then takes the sum of x1 and
+        # x2**2 for that of x1**2 and x2**2.
+        if node.op.mode is inside:
+            return None
+        op = node.op.clone()
+        op.mode = inside
+        return list(op(*node.inputs, return_list=True))
+
+    ours = (WalkingGraphRewriter(rewrite) for rewrite in (_for_numpy, same_inside))
+    return Mode(linker, SequentialGraphRewriter(optdb.query(stabilize), *ours))
 
 
 @node_rewriter([Elemwise])  # type: ignore[untyped-decorator]

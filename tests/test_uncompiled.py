@@ -80,3 +80,15 @@ def test_a_scan_is_run():
     )
     (value,) = UncompiledFunction([x], [sums])(np.arange(4.0))
     np.testing.assert_array_equal(value, [0, 1, 3, 6])
+
+
+def test_a_sum_inside_a_scan_is_right():
+    """PyTensor 3.0's own rewrites for C leave the first element of a sum of squares unsquared."""
+    xs = pt.matrix("xs")
+    sums = pytensor.scan(lambda x: pt.sqr(x).sum(), sequences=[xs], return_updates=False)
+    w = pytensor.shared(np.ones(3), name="w")
+    loss = pytensor.scan(lambda x: pt.sqr(x * w).sum(), sequences=[xs], return_updates=False).sum()
+    values = np.arange(6.0).reshape(2, 3)
+    found, gradient = UncompiledFunction([xs], [sums, pytensor.grad(loss, w)])(values)
+    np.testing.assert_allclose(found, (values**2).sum(axis=1))
+    np.testing.assert_allclose(gradient, 2 * (values**2).sum(axis=0))
