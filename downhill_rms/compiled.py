@@ -12,6 +12,7 @@ import pytensor
 from pytensor.compile.mode import get_mode, predefined_modes
 
 from downhill_rms.graph import Update
+from downhill_rms.rewrites import training_mode
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +97,7 @@ class CompiledFunction:
             list(self.inputs),
             list(self.outputs),
             updates=list(self.updates),
-            mode=self.mode,
+            mode=training_mode(self.mode),
             name=self.name.replace(" ", "_"),
             on_unused_input="ignore",
             # Minibatches are checked once, where data are bound to inputs.

@@ -25,6 +25,7 @@ import pytensor
 from downhill_rms.background import BackgroundCompilation, flags
 from downhill_rms.compiled import CompiledFunction
 from downhill_rms.graph import Update
+from downhill_rms.rewrites import REWRITTEN
 from downhill_rms.uncompiled import UncompiledFunction
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class TieredFunction(CompiledFunction):
     module.
     """
 
-    compiled_mode = "NUMBA"
+    compiled_mode = REWRITTEN
 
     def __init__(
         self,
@@ -147,6 +148,8 @@ class TieredFunction(CompiledFunction):
         expressions = [*self.outputs, *(new for _, new in self.updates)]
         text = pytensor.dprint(expressions, print_type=True, file="str")
         versions = [version(name) for name in ("pytensor", "numba", "llvmlite", "numpy")]
-        key = repr((text, targets, flags(), versions, sys.version, platform.machine()))
+        machine = (versions, sys.version, platform.machine())
+        formulas = Path(__file__).with_name("float32.py").read_text(encoding="utf-8")
+        key = repr((text, targets, flags(), self.mode, formulas, machine))
         name = f"downhill_rms-{hashlib.sha256(key.encode()).hexdigest()}.compiled"
         return Path(pytensor.config.base_compiledir) / "numba" / name

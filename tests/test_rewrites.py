@@ -1,0 +1,213 @@
+"""Functions in single precision, and the mode that puts them into a compiled graph."""
+
+import os
+import subprocess
+import sys
+
+import numba
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pytensor.compile.mode import get_mode
+from scipy.special import expit
+
+from downhill_rms import float32
+from downhill_rms.rewrites import REWRITTEN, training_mode
+
+# In double precision, and the relative error that the docstrings promise.
+FUNCTIONS = {
+    "tanh": (np.tanh, 2e-7),
+    "exp": (np.exp, 1.5e-7),
+    "sigmoid": (expit, 2e-7),
+    "log1p": (np.log1p, 2e-7),
+    "softplus": (lambda x: np.logaddexp(0, x), 2e-7),
+}
+
+# Every 4099th of all float32 numbers, NaN and denormal ones included, and many near 0.
+EVERYWHERE = np.arange(0, 2**32, 4099, dtype=np.uint64).astype(np.uint32).view(np.float32)
+EDGES = np.array([0, np.inf, np.nan, 1, 1e-45, 1e-38, 88.72284, 103.97208, 3.4e38], dtype="float32")
+X = np.concatenate([EVERYWHERE, np.linspace(-110, 110, 400_001, dtype="float32"), EDGES, -EDGES])
+
+SMALLEST_NORMAL = np.finfo("float32").tiny
+
+
+@pytest.fixture(scope="module", params=FUNCTIONS)
+def computed(request):
+    """A function's name, its values as compiled and in double precision."""
+    compiled = numba.vectorize(["float32(float32)"])(getattr(float32, request.param))
+    with np.errstate(all="ignore"):
+        return request.param, compiled(X), FUNCTIONS[request.param][0](X.astype("float64"))
+
+
+def test_relative_error(computed):
+    name, values, exact = computed
+    with np.errstate(over="ignore", invalid="ignore"):
+        normal = np.isfinite(exact.astype("float32")) & (abs(exact) >= SMALLEST_NORMAL)
+    error = abs(values[normal] / exact[normal] - 1)
+    assert error.max() < FUNCTIONS[name][1]
+
+
+def test_infinite_values_and_nans_are_where_they_should_be(computed):
+    _, values, exact = computed
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = exact.astype("float32")
+    np.testing.assert_array_equal(np.isnan(values), np.isnan(exact))
+    infinite = np.isinf(exact) | np.isinf(values)
+    np.testing.assert_array_equal(values[infinite], exact[infinite])
+
+
+def test_denormal_values(computed):
+    _, values, exact = computed
+    denormal = abs(exact) < SMALLEST_NORMAL
+    # 1 / (1 + exp(-x)) is 0 as soon as exp(-x) is infinite, in PyTensor's sigmoid too.
+    assert abs(values[denormal] - exact[denormal]).max() < SMALLEST_NORMAL / 4
+
+
+def test_zero_keeps_its_sign(computed):
+    _, values, exact = computed
+    zero = X == 0
+    np.testing.assert_array_equal(np.signbit(values[zero]), np.signbit(exact[zero]))
+
+
+def test_bounded_functions_stay_in_their_bounds_and_never_turn_back(computed):
+    name, values, _ = computed
+    low, high = {"tanh": (-1, 1), "sigmoid": (0, 1), "exp": (0, np.inf)}.get(
+        name, (-np.inf, np.inf)
+    )
+    finite = np.isfinite(values)
+    assert low <= values[finite].min()
+    assert values[finite].max() <= high
+    if name in ("tanh", "sigmoid", "exp"):
+        assert np.diff(values[finite][np.argsort(X[finite])]).min() >= 0
+
+
+def operations(function):
+    """Names of the types of all operations of a compiled graph, inner graphs included."""
+    graphs, found = [function.maker.fgraph], []
+    while graphs:
+        for node in graphs.pop().toposort():
+            op = getattr(node.op, "scalar_op", node.op)
+            found.append(type(op).__name__)
+            if hasattr(op, "fgraph"):
+                graphs.append(op.fgraph)
+    return found
+
+
+def compiled_graph(inputs, outputs, mode=REWRITTEN):
+    return operations(pytensor.function(inputs, outputs, mode=training_mode(mode)))
+
+
+ELEMENTWISE = {
+    "Tanh": pt.tanh,
+    "Exp": pt.exp,
+    "Sigmoid": pt.sigmoid,
+    "Log1p": pt.log1p,
+    "Softplus": pt.softplus,
+}
+
+
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_single_precision_alone_is_replaced(name):
+    single, double = pt.fmatrix("single"), pt.dmatrix("double")
+    function = ELEMENTWISE[name]
+    found = compiled_graph([single, double], [function(single), function(double)])
+    assert found.count(f"{name}32") == 1
+    assert found.count(name) == 1
+
+
+def test_integers_and_mixed_dtypes_are_left_alone():
+    integers, single, double = pt.lmatrix("i"), pt.fmatrix("s"), pt.dmatrix("d")
+    outputs = [integers @ integers, single @ double, pt.tanh(integers)]
+    found = compiled_graph([integers, single, double], outputs)
+    assert "PlainDot" not in found
+    assert "Tanh32" not in found
+
+
+def test_gradients_are_rewritten_too():
+    x, w = pt.fmatrix("x"), pytensor.shared(np.ones((3, 2), dtype="float32"), name="w")
+    gradient = pt.grad(pt.tanh(x @ w).sum(), w)
+    found = compiled_graph([x], [gradient])
+    assert found.count("PlainDot") == 2
+    assert found.count("Dot") == 0
+    assert "Tanh32" in found
+
+
+def test_the_graph_inside_a_scan_is_rewritten_too():
+    x, w = pt.fmatrix("x"), pt.fmatrix("w")
+    h = pytensor.scan(
+        lambda x, h: pt.tanh(x + h @ w),
+        sequences=[x],
+        outputs_info=[pt.zeros(3, dtype="float32")],
+        return_updates=False,
+    )
+    found = compiled_graph([x, w], [h])
+    assert "Scan" in found
+    assert "PlainDot" in found
+    assert "Tanh32" in found
+    assert not {"Dot", "Tanh"} & set(found)
+
+
+def test_log_of_a_sigmoid_is_stabilized_first():
+    x = pt.fvector("x")
+    found = compiled_graph([x], [pt.log(pt.sigmoid(x))])
+    assert "Softplus32" in found
+    assert "Log" not in found
+
+
+def test_explicit_modes_are_left_as_they_are():
+    mode = get_mode("FAST_COMPILE")
+    assert training_mode("NUMBA") == "NUMBA"
+    assert training_mode("JAX") == "JAX"
+    assert training_mode(mode) is mode
+
+
+def test_a_default_that_is_not_numba_is_left_as_it_is():
+    assert training_mode(None) is None  # the tests' own default
+
+
+def test_pytensors_default_is_rewritten():
+    x = pt.fvector("x")
+    with pytensor.config.change_flags(mode="Mode"):
+        assert "Tanh32" in compiled_graph([x], [pt.tanh(x)], mode=None)
+        assert "Tanh" in operations(pytensor.function([x], [pt.tanh(x)]))
+        assert training_mode(None) is training_mode(None)
+
+
+SCRIPT = """
+import sys
+import numpy as np, pytensor, pytensor.tensor as pt
+from downhill_rms.rewrites import REWRITTEN, training_mode
+
+x, w = pt.fmatrix("x"), pt.fmatrix("w")
+h = pt.sigmoid(x @ w)
+start = pt.zeros(4, dtype="float32")
+s = pytensor.scan(
+    lambda h, s: pt.tanh(h + s), sequences=[h], outputs_info=[start], return_updates=False
+)
+function = pytensor.function([x, w], [h, s], mode=training_mode(REWRITTEN))
+data = np.load(sys.argv[1])
+h, s = function(data["x"], data["w"])
+np.savez(sys.argv[2], h=h, s=s)
+"""
+
+
+def test_a_second_process_finds_everything_in_the_cache(tmp_path):
+    rng = np.random.default_rng(0)
+    x, w = rng.normal(size=(5, 3)).astype("float32"), rng.normal(size=(3, 4)).astype("float32")
+    np.savez(tmp_path / "data.npz", x=x, w=w)
+    flags = f"base_compiledir={tmp_path / 'cache'}"
+    caches = []
+    for name in ("first.npz", "second.npz"):
+        command = [sys.executable, "-c", SCRIPT, tmp_path / "data.npz", tmp_path / name]
+        subprocess.run(command, check=True, env=os.environ | {"PYTENSOR_FLAGS": flags})
+        caches.append({path.name for path in (tmp_path / "cache" / "numba").iterdir()})
+        values = np.load(tmp_path / name)
+        h = expit(x.astype("float64") @ w)
+        np.testing.assert_allclose(values["h"], h, rtol=1e-6)
+        state = np.zeros(4)
+        for row, got in zip(h, values["s"], strict=True):
+            state = np.tanh(row + state)
+            np.testing.assert_allclose(got, state, rtol=1e-6)
+    assert caches[0]
+    assert caches[1] == caches[0]
