@@ -133,6 +133,18 @@ def test_gradients_are_rewritten_too():
     assert "Tanh32" in found
 
 
+def test_transposed_matrices_are_multiplied_as_they_are():
+    x, y = pt.fmatrix("x"), pt.fmatrix("y")
+    products = [x @ y, x.T @ y, x @ y.T, x.T @ y.T]
+    function = pytensor.function([x, y], products, mode=training_mode(REWRITTEN))
+    assert "DimShuffle" not in operations(function)
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3, 3)).astype("float32")
+    exact = [p @ q for p in (a.astype(float), a.T.astype(float)) for q in (b, b.T)]
+    for got, want in zip(function(a, b), (exact[0], exact[2], exact[1], exact[3]), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_the_graph_inside_a_scan_is_rewritten_too():
     x, w = pt.fmatrix("x"), pt.fmatrix("w")
     h = pytensor.scan(
