@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -179,7 +180,9 @@ class BoundDataset:
         self.source, self.sampler = source, dataset.sampler
         self.iteration_size = dataset.iteration_size
 
-    def epoch(self, delivered: int = 0) -> Iterator[tuple[Batch, int]]:
+    def epoch(
+        self, delivered: int = 0, together: int = 1, limit: float = math.inf
+    ) -> Iterator[tuple[Batch, int]]:
         """Minibatches of an epoch in training order, each with its number of samples.
 
         Parameters
@@ -187,14 +190,21 @@ class BoundDataset:
         delivered : int
             Minibatches of this epoch that were delivered before, as a restored run knows.
             Arrays know their place themselves; an iterable is iterated up to it.
+        together : int
+            Above 1, up to so many minibatches of one size are delivered at once: their arrays
+            have one more dimension in front, which counts them. The number of samples is that of
+            one minibatch.
+        limit : float
+            Minibatches after which nobody asks for more.
         """
         if isinstance(self.source, ArraySource) and self.sampler is not None:
             if delivered and self.sampler.position == 0:
                 return iter(())  # the epoch had come to its end
-            if self.prefetch:
-                return self._take_ahead(self.source, self.sampler)
-            return self._take(self.source, self.sampler.epoch())
+            take = self._take_ahead if self.prefetch else self._take_epoch
+            return take(self.source, self.sampler, together, limit)
         batches = self._ready_batches(delivered)
+        if together > 1:
+            batches = _stack(batches, together, limit)
         return read_ahead(batches, self.prefetch) if self.prefetch else batches
 
     def in_order(self) -> Iterator[tuple[Batch, int]]:
@@ -213,13 +223,21 @@ class BoundDataset:
                 samples = len(selection)
             yield source.take(selection), samples
 
-    def _take_ahead(self, source: ArraySource, sampler: Sampler) -> Iterator[tuple[Batch, int]]:
+    def _take_epoch(
+        self, source: ArraySource, sampler: Sampler, together: int, limit: float
+    ) -> Iterator[tuple[Batch, int]]:
+        batches = self._take(source, sampler.epoch(together, limit))
+        return batches if together == 1 else _split(batches, sampler.batch_size, self.axis)
+
+    def _take_ahead(
+        self, source: ArraySource, sampler: Sampler, together: int, limit: float
+    ) -> Iterator[tuple[Batch, int]]:
         # The thread follows a copy of the order, so that the order itself stands where training
         # is, which is what a checkpoint keeps.
-        ahead = read_ahead(self._take(source, copy.deepcopy(sampler).epoch()), self.prefetch)
-        with contextlib.closing(ahead):
-            for (batch, samples), _ in zip(ahead, sampler.epoch(), strict=True):
-                yield batch, samples
+        batches = self._take_epoch(source, copy.deepcopy(sampler), together, limit)
+        with contextlib.closing(read_ahead(batches, self.prefetch)) as ahead:
+            for item, _ in zip(ahead, sampler.epoch(together, limit), strict=True):
+                yield item
 
     def _ready_batches(self, delivered: int = 0) -> Iterator[tuple[Batch, int]]:
         assert isinstance(self.source, BatchSource)
@@ -250,6 +268,33 @@ class BoundDataset:
                 f"{batch[0].shape}. Leave empty batches out."
             )
         return samples
+
+
+def _split(
+    batches: Iterable[tuple[Batch, int]], batch_size: int, axis: int
+) -> Iterator[tuple[Batch, int]]:
+    """Make stacks of minibatches out of samples that were taken together."""
+    for batch, samples in batches:
+        size = min(batch_size, samples)
+        yield [_split_array(array, samples // size, axis) for array in batch], size
+
+
+def _split_array(array: np.ndarray, count: int, axis: int) -> np.ndarray:
+    shape = array.shape
+    parts = array.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
+    return np.ascontiguousarray(np.moveaxis(parts, axis, 0))
+
+
+def _stack(
+    batches: Iterator[tuple[Batch, int]], together: int, limit: float
+) -> Iterator[tuple[Batch, int]]:
+    """Make stacks of minibatches that follow one another and have the same shapes."""
+    while chunk := list(islice(batches, int(min(together, max(limit, 1))))):
+        limit -= len(chunk)
+        for _, alike in groupby(chunk, lambda item: [array.shape for array in item[0]]):
+            group = list(alike)
+            columns = zip(*(batch for batch, _ in group), strict=True)
+            yield [np.stack(arrays) for arrays in columns], group[0][1]
 
 
 def read_ahead(batches: Iterator[T], count: int) -> Generator[T, None, None]:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import scipy.sparse
 
 from downhill_rms import statedict
@@ -37,6 +38,11 @@ def interruption(signals: StopSignals) -> StopReason | None:
         return None
     terminated = signals.received == signal.SIGTERM
     return StopReason.TERMINATED if terminated else StopReason.INTERRUPTED
+
+
+def _is_finite(losses: Any) -> bool:
+    """Whether one loss, or every loss of a call, is finite."""
+    return bool(np.isfinite(losses).all()) if losses.ndim else math.isfinite(float(losses))
 
 
 class Loop:
@@ -223,7 +229,7 @@ class Loop:
         run.progress.draw(epoch, run.updates, losses)
 
     def _train(self, run: Run, signals: StopSignals) -> StopReason | None:
-        """Make an update for each minibatch that is left of the epoch."""
+        """Make an update for each minibatch, or stack of them, that is left of the epoch."""
         due = run.progress.due
         for batch, samples in run.open_epoch(self.steps.update_names):
             before = self.state_dict() if run.save_batch else {}
@@ -233,7 +239,7 @@ class Loop:
                 self._show(run)
             # To look at a value of JAX's is to wait for the device: `_epoch` looks at the mean.
             looks = run.save_batch or not hasattr(outputs[0], "block_until_ready")
-            if looks and not math.isfinite(float(outputs[0])):
+            if looks and not _is_finite(outputs[0]):
                 self.divergence = self.steps.diverge(batch, outputs)
                 self._save_batch(run, before, batch)
                 return StopReason.DIVERGED

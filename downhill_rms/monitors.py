@@ -78,7 +78,7 @@ class PassMean:
         self._weights: list[int] = []
 
     def add(self, values: Sequence[Any], samples: int) -> None:
-        """Take one minibatch's values, means over ``samples`` samples."""
+        """Take one minibatch's values, means over ``samples`` samples, or vectors of several."""
         self._values.append(values)
         self._weights.append(samples)
         if len(self._values) >= self.BLOCK:
@@ -90,8 +90,9 @@ class PassMean:
                 for value in row:
                     if hasattr(value, "copy_to_host_async"):  # all transfers at once
                         value.copy_to_host_async()
-            weights = np.array(self._weights, dtype=float)
-            values = np.array([[float(v) for v in row] for row in self._values])
+            rows = [_rows(values) for values in self._values]
+            weights = np.repeat(np.array(self._weights, dtype=float), [len(r) for r in rows])
+            values = np.array([row for block in rows for row in block])
             # One after the other, so that the sum does not depend on where blocks end.
             terms = np.vstack([self.sums, weights[:, None] * values])
             self.sums = np.cumsum(terms, axis=0)[-1]
@@ -113,3 +114,10 @@ class PassMean:
         self._sum()
         means = self.sums / max(self.samples, 1.0)
         return dict(zip(self.names, means.tolist(), strict=True))
+
+
+def _rows(values: Sequence[Any]) -> list[Any]:
+    """One row of numbers for each minibatch."""
+    if getattr(values[0], "ndim", 0):
+        return list(zip(*(np.asarray(column).tolist() for column in values), strict=True))
+    return [[float(value) for value in values]]

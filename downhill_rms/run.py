@@ -14,6 +14,7 @@ import numpy as np
 from downhill_rms.checkpoint import Checkpoint
 from downhill_rms.dataset import BoundDataset
 from downhill_rms.history import Record
+from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.monitors import PassMean, Values
 from downhill_rms.parameters import Arrays
 from downhill_rms.report import Progress
@@ -24,7 +25,7 @@ from downhill_rms.stopping import Patience, StopReason
 OPTIONS = (
     *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
     *("min_improvement", "restore_best", "batch_size", "on_divergence"),
-    *("checkpoint", "resume", "save_batch", "progress", "observers"),
+    *("checkpoint", "resume", "save_batch", "progress", "observers", "updates_per_call"),
 )
 
 PROGRESS = ("updates", "epochs", "batches", "finished", "rollbacks")
@@ -95,6 +96,8 @@ class Run:
         Whether the minibatch of a divergence is saved there.
     observers : sequence of callable
         Given each record.
+    updates_per_call : int
+        Minibatches that are handed over together.
     progress : Progress
         Where the run is shown.
     hyperparameters : dict
@@ -125,6 +128,7 @@ class Run:
     resume: bool = False
     save_batch: bool = False
     observers: Sequence[Callable[[Record], Any]] = ()
+    updates_per_call: int = 1
     progress: Progress = field(default_factory=Progress)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     updates: int = 0
@@ -138,9 +142,9 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        for name in ("max_updates", "max_epochs", "validate_every"):
+        for name in ("max_updates", "max_epochs", "validate_every", "updates_per_call"):
             value = getattr(self, name)
-            if value is None and name != "validate_every":
+            if value is None and name.startswith("max_"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(
@@ -159,6 +163,11 @@ class Run:
             "save_batch": self.save_batch,
             "on_divergence='rollback'": self.on_divergence == "rollback",
         }
+        if self.save_batch and self.updates_per_call > 1:
+            raise ValueError(
+                "save_batch needs the state before each update: received updates_per_call="
+                f"{self.updates_per_call}. Leave one out."
+            )
         for observer in self.observers:
             if not callable(observer):
                 raise TypeError(
@@ -191,14 +200,16 @@ class Run:
         """The minibatches of an epoch, or those that are left of it."""
         if self.means is None:
             self.means = PassMean(names)
-        return self.train.epoch(self.batches)
+        left = math.inf if self.max_updates is None else self.max_updates - self.updates
+        return self.train.epoch(self.batches, self.updates_per_call, left)
 
     def count(self, outputs: Sequence[Any], samples: int) -> None:
-        """Take note of an update."""
+        """Take note of a call."""
         assert self.means is not None
         self.means.add(outputs, samples)
-        self.updates += 1
-        self.batches += 1
+        updates = 1 if self.updates_per_call == 1 else len(outputs[0])
+        self.updates += updates
+        self.batches += updates
 
     def close_epoch(self) -> Values:
         """The means over the epoch, which is over."""
@@ -285,6 +296,15 @@ class Run:
                     f"{'; '.join(faults)}. Give the data and sizes that it began with."
                 )
             sampler.load_state_dict(order)
+
+
+def check_rollback(on_divergence: str, hyperparameters: Hyperparameters) -> None:
+    """Refuse to roll back what has no learning rate to halve."""
+    if on_divergence == "rollback" and not isinstance(hyperparameters.learning_rate, float):
+        raise ValueError(
+            "learning_rate is a number for on_divergence='rollback', which halves it: received "
+            f"{hyperparameters.learning_rate!r}. Give a number, or another on_divergence."
+        )
 
 
 def part(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:

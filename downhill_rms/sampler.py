@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -57,15 +58,26 @@ class Sampler:
         self.cursor = 0  # minibatches visited in this pass
         self.position = 0  # minibatches visited in this epoch
 
-    def epoch(self) -> Iterator[Selection]:
-        """The rest of the current epoch; a whole one unless the last was left in the middle."""
+    def epoch(self, together: int = 1, limit: float = math.inf) -> Iterator[Selection]:
+        """The rest of the current epoch; a whole one unless the last was left in the middle.
+
+        Parameters
+        ----------
+        together : int
+            Minibatches that are selected at once, if they follow one another in one epoch and
+            one pass and have the same size.
+        limit : float
+            Minibatches after which nobody asks for more: none are selected together beyond it.
+        """
         while True:
             if self.cursor == 0 and self.shuffle:
                 count = self.n_samples if self.shuffle == "samples" else self.pass_size
                 self.permutation = self.rng.permutation(count)
-            selection = self._select(self.cursor)
-            self.cursor = (self.cursor + 1) % self.pass_size
-            self.position = (self.position + 1) % self.n_batches
+            count = 1 if together == 1 else self._count_alike(min(together, limit))
+            limit -= count
+            selection = self._select(self.cursor, count)
+            self.cursor = (self.cursor + count) % self.pass_size
+            self.position = (self.position + count) % self.n_batches
             yield selection
             if self.position == 0:
                 return
@@ -73,7 +85,7 @@ class Sampler:
     def in_order(self) -> Iterator[slice]:
         """An epoch in the data's own order, which leaves no trace."""
         for index in range(self.n_batches):
-            yield self._slice(index % self.pass_size)
+            yield self._slice(index % self.pass_size, 1)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the order stands, as plain values and one array."""
@@ -98,13 +110,25 @@ class Sampler:
         self.permutation = state.get("permutation")
         set_generator_state(self.rng, state["generator"])
 
-    def _select(self, index: int) -> Selection:
-        if self.shuffle is None or self.permutation is None:
-            return self._slice(index)
-        if self.shuffle == "batches":
-            return self._slice(int(self.permutation[index]))
-        return self.permutation[self._slice(index)]
+    def _count_alike(self, most: float) -> int:
+        """Minibatches of one size from here on in this epoch and pass, at least 1."""
+        full = self.n_samples // self.batch_size
+        left = full - self.cursor
+        if self.shuffle == "batches" and self.permutation is not None:
+            rest = self.permutation[self.cursor :]
+            left = int(np.argmax(rest == full)) if full in rest else len(rest)
+        return max(int(min(most, left, self.n_batches - self.position)), 1)
 
-    def _slice(self, index: int) -> slice:
+    def _select(self, index: int, count: int) -> Selection:
+        if self.shuffle is None or self.permutation is None:
+            return self._slice(index, count)
+        if self.shuffle == "samples":
+            return self.permutation[self._slice(index, count)]
+        slices = [self._slice(int(i), 1) for i in self.permutation[index : index + count]]
+        if count == 1:
+            return slices[0]
+        return np.concatenate([np.arange(s.start, s.stop) for s in slices])
+
+    def _slice(self, index: int, count: int) -> slice:
         start = index * self.batch_size
-        return slice(start, min(start + self.batch_size, self.n_samples))
+        return slice(start, min(start + count * self.batch_size, self.n_samples))

@@ -21,6 +21,7 @@ from downhill_rms.parameters import Parameters
 from downhill_rms.rmsprop import State, rmsprop_updates
 from downhill_rms.run import OPTIONS
 from downhill_rms.sources import Batch, InputSpec
+from downhill_rms.stacked import check_stackable, stacked
 from downhill_rms.telemetry import telemetry_names, update_telemetry
 from downhill_rms.tiered import TieredFunction
 from downhill_rms.uncompiled import UncompiledFunction
@@ -56,6 +57,8 @@ class Steps:
         Those in force.
     update_count : int
         Updates made so far.
+    updates_per_call : int
+        Above 1, an update is given a stack of minibatches.
     generators : dict of str to SharedVariable
         Random generators, by name.
     say : callable
@@ -90,17 +93,18 @@ class Steps:
         generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
         self.generators = {f"{i}_{v.name or 'unnamed'}": v for i, v in enumerate(generators)}
         self.say: Callable[[str], Any] = str  # nobody listens yet
-        self._evaluation = self._function("evaluation", self.outputs, graph.evaluation_updates)
-        self._updates: dict[Any, CompiledFunction] = {}  # by structure
+        evaluation = (graph.inputs, self.outputs, graph.evaluation_updates)
+        self._evaluation = self._function("evaluation", *evaluation)
+        self.updates_per_call = 1
+        self._updates: dict[Any, CompiledFunction] = {}  # by structure, and whether stacked
         self._update: CompiledFunction | None = None
         self._schedules: dict[Any, Any] = {}  # functions of the update count
         self._shapes_seen = False
 
     def _function(
-        self, name: str, outputs: Sequence[Any], updates: Sequence[Update]
+        self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]
     ) -> CompiledFunction:
         kind = TieredFunction if self.mode == TIERED else CompiledFunction
-        inputs = self.graph.inputs
         return kind(name, inputs, outputs, updates, self.mode, lambda text: self.say(text))
 
     def settle(self) -> None:
@@ -116,20 +120,28 @@ class Steps:
         refuse_unknown(keywords, [*Hyperparameters.names(), *OPTIONS])
         return self.hyperparameters.replace(**keywords)
 
-    def use(self, keywords: Mapping[str, Any]) -> None:
+    def use(self, keywords: Mapping[str, Any], updates_per_call: int | None = None) -> None:
         """Put changed hyperparameters in force; a new structure is compiled at the next update."""
         new = self.changed(keywords)
+        if updates_per_call is not None:
+            if updates_per_call > 1:
+                check_stackable(self.graph.inputs)
+            self.updates_per_call = updates_per_call
         self.state.assign(new)
         self.hyperparameters = new
-        if new.structure not in self._updates:
-            rule = self._rule(new, self.state)
-            telemetry = update_telemetry(rule, new, self.state) if self.monitor_updates else []
-            self._updates[new.structure] = self._function(
-                "RMSProp update", [*self.outputs, *telemetry], [*rule, *self.graph.updates]
-            )
-        self._update = self._updates[new.structure]
+        key = (new.structure, self.updates_per_call > 1)
+        if key not in self._updates:
+            self._updates[key] = self._function("RMSProp update", *self._call(new))
+        self._update = self._updates[key]
         # Only functions that need the count advance it by themselves.
         self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
+
+    def _call(self, new: Hyperparameters) -> tuple[Sequence[Any], Sequence[Any], Sequence[Update]]:
+        """Inputs, outputs and updates of one call."""
+        rule = self._rule(new, self.state)
+        telemetry = update_telemetry(rule, new, self.state) if self.monitor_updates else []
+        call = (self.graph.inputs, [*self.outputs, *telemetry], [*rule, *self.graph.updates])
+        return stacked(*call) if self.updates_per_call > 1 else call
 
     @property
     def learning_rate(self) -> float:
@@ -176,8 +188,14 @@ class Steps:
     def _rule(self, hyperparameters: Hyperparameters, state: State) -> list[Update]:
         return rmsprop_updates(self.graph.params, self.gradients, hyperparameters, state)
 
+    def update_once(self, batch: Batch) -> list[Any]:
+        """Make one update, however many a call makes; returns the outputs before it."""
+        if self.updates_per_call == 1:
+            return self.update(batch)
+        return [values[0] for values in self.update([array[None] for array in batch])]
+
     def update(self, batch: Batch) -> list[Any]:
-        """Make one update; returns the outputs before it.
+        """Make one update, or one for each of a stack of minibatches; returns the outputs before.
 
         The first update is taken back, with an error, if the loss was not finite.
         """
@@ -188,17 +206,19 @@ class Steps:
             outputs = self._first_update(self._update, batch)
         else:
             outputs = self._update(*batch)
-        self.update_count += 1
+        self.update_count += 1 if self.updates_per_call == 1 else len(outputs[0])
         return outputs
 
     def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
-        self._look_at_shapes(batch)
+        first = batch if self.updates_per_call == 1 else [array[0] for array in batch]
+        self._look_at_shapes(first)
         values = self.parameters.copy()
         outputs = update(*batch)
-        if not math.isfinite(float(outputs[0])):
+        loss = outputs[0] if self.updates_per_call == 1 else outputs[0][0]
+        if not math.isfinite(float(loss)):
             self.parameters.put_back(values)
             self.state.reset()
-            self.refuse_infinite(outputs[0], batch, "the first training batch")
+            self.refuse_infinite(loss, first, "the first training batch")
         return outputs
 
     def evaluate(self, batch: Batch) -> list[Any]:
@@ -216,7 +236,11 @@ class Steps:
         )
 
     def diverge(self, batch: Batch | None, outputs: Sequence[Any] = ()) -> Divergence | None:
-        """What is not finite after an update, or in the parameters alone; None if nothing is."""
+        """What is not finite after a call, or in the parameters alone; None if nothing is."""
+        if outputs and np.ndim(outputs[0]):
+            bad = int(np.argmin(np.isfinite(outputs[0])))
+            outputs = [values[bad] for values in outputs]
+            batch = batch and [array[bad] for array in batch]
         values = dict(zip(self.update_names, map(float, outputs), strict=bool(outputs)))
         arrays = {} if batch is None else self._inputs(batch)
         accumulators = self.state.accumulators.items()

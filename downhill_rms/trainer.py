@@ -16,7 +16,7 @@ from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.loop import Loop
 from downhill_rms.monitors import Values, named_expressions
 from downhill_rms.report import open_progress
-from downhill_rms.run import Best, Run
+from downhill_rms.run import Best, Run, check_rollback
 from downhill_rms.sources import by_input, conform
 from downhill_rms.statefile import read_state, write_state
 from downhill_rms.steps import Steps
@@ -84,8 +84,7 @@ class Trainer:
         named = named_expressions(monitors)
         self.graph = read_graph(loss, params, inputs, updates, list(named.values()))
         self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
-        self.parameters = self.steps.parameters
-        self.state = self.steps.state
+        self.parameters, self.state = self.steps.parameters, self.steps.state
         self.loop = Loop(self.steps)
 
     @property
@@ -170,7 +169,7 @@ class Trainer:
             self.steps.use(hyperparameters)
         specs = self.steps.specs
         arrays = [conform(v, s) for v, s in zip(by_input(batch, specs), specs, strict=True)]
-        outputs = self.steps.update(arrays)
+        outputs = self.steps.update_once(arrays)
         return dict(zip(self.steps.update_names, map(float, outputs), strict=True))
 
     def evaluate(self, dataset: Any) -> Values:
@@ -206,6 +205,7 @@ class Trainer:
         save_batch: bool = False,
         progress: bool | None = False,
         observers: Sequence[Callable[[Record], Any]] = (),
+        updates_per_call: int = 1,
         **hyperparameters: Any,
     ) -> Iterator[tuple[Values, Values]]:
         """Train, and hand over the monitors after every epoch.
@@ -248,6 +248,9 @@ class Trainer:
             ``minimize``, shows none where logging shows a line for each epoch already.
         observers : sequence of callable
             Each is given the `Record` of every epoch.
+        updates_per_call : int
+            Minibatches that one call of the compiled function takes (1), for models so small
+            that the call costs most. Signals, checkpoints and the loss are looked at between.
         **hyperparameters
             As for `Hyperparameters`; those not named stay as they were.
 
@@ -269,11 +272,7 @@ class Trainer:
         ``for ... in trainer.iterate(...)``, and at ``close()`` for an iterator that is kept.
         """
         new = self.steps.changed(hyperparameters)  # a typo shows before data are read
-        if on_divergence == "rollback" and not isinstance(new.learning_rate, float):
-            raise ValueError(
-                "learning_rate is a number for on_divergence='rollback', which halves it: received "
-                f"{new.learning_rate!r}. Give a number, or another on_divergence."
-            )
+        check_rollback(on_divergence, new)
         specs = self.steps.specs
         if train is None and specs:
             raise ValueError(
@@ -284,18 +283,19 @@ class Trainer:
         if valid is not None:
             size = None if isinstance(valid, Dataset) else batch_size
             judge = as_dataset(valid, "valid", size).bind(specs)
-        patient = Patience(patience, min_improvement)
         limits = (max_updates, max_epochs, validate_every)
         run = Run(
-            *(data, judge, patient, *limits, restore_best, on_divergence),
+            *(data, judge, Patience(patience, min_improvement), *limits),
+            *(restore_best, on_divergence),
             checkpoint=checkpoint,
             resume=resume,
             save_batch=save_batch,
             observers=tuple(observers),
+            updates_per_call=updates_per_call,
             hyperparameters=hyperparameters,
         )
         run.progress = open_progress(progress, run.total_updates, max_epochs)
-        self.steps.use(hyperparameters)
+        self.steps.use(hyperparameters, updates_per_call)
         return self.loop.start(run)
 
     def minimize(self, *args: Any, **kwargs: Any) -> tuple[Values, Values]:

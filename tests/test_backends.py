@@ -143,6 +143,23 @@ def test_jax_follows_the_oracle():
 
 
 @jax_only
+@pytest.mark.parametrize("mode", [None, "JAX"])
+def test_many_updates_in_a_call_are_single_updates_to_the_last_bit(default_backend, mode):
+    if mode == "JAX":
+        pytest.importorskip("jax")
+    ends = []
+    options = {"max_epochs": 3, "restore_best": False, "momentum": 0.5, "learning_rate": 0.05}
+    for updates_per_call in (1, 150):
+        trainer, w = make_trainer(mode)
+        data = Dataset([np.tile(X, (30, 1)), np.tile(Y, 30)], batch_size=7, rng=0)
+        trainer.minimize(data, [X, Y], updates_per_call=updates_per_call, **options)
+        ends.append((np.asarray(w.get_value()), [record.train for record in trainer.history]))
+    np.testing.assert_array_equal(*(w for w, _ in ends))
+    assert ends[0][1] == ends[1][1]
+    assert ends[0][0].any()
+
+
+@jax_only
 def test_dropout_changes_at_every_call_in_jax():
     pytest.importorskip("jax")
     trainer, _ = make_trainer("JAX", dropout=True)

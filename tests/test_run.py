@@ -51,7 +51,7 @@ def test_progress_of_an_epoch():
 class FakeEpoch:
     """Training data that only say how much of their epoch was delivered."""
 
-    def epoch(self, delivered):
+    def epoch(self, delivered, together, limit):
         return iter([delivered])
 
 
