@@ -1,10 +1,12 @@
 """The pictures of the documentation, drawn anew by every build."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from matplotlib.figure import Figure
 
 from downhill_rms import Dataset, Trainer, plots
 from downhill_rms.demos import run_demo
@@ -24,6 +26,21 @@ def update_ratios():
     return plots.update_ratios(trainer.history)
 
 
+def growth():
+    """How costs grow, as ``python -m tests.benchmarks.growth docs/growth.json`` measured it."""
+    curves = json.loads((Path(__file__).parent / "growth.json").read_text())
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    names = {"ours": "downhill_rms", "torch": "PyTorch", "optax": "optax"}
+    for index, (what, measured) in enumerate(curves.items(), start=1):
+        axes = figure.add_subplot(2, 2, index)
+        for name, milliseconds in measured["milliseconds"].items():
+            axes.loglog(measured["sizes"], milliseconds, marker="o", label=names[name])
+        axes.set_xlabel(what)
+        axes.set_ylabel("ms in all" if what == "epochs" else "ms an update")
+        axes.legend()
+    return figure
+
+
 def draw(folder):
     """Draw all of them into a folder, without compiling anything."""
     folder = Path(folder)
@@ -33,3 +50,4 @@ def draw(folder):
             run_demo(name, progress=False).figure().savefig(folder / f"{name}.png")
         plots.decay_coefficients().savefig(folder / "decay_coefficients.png")
         update_ratios().savefig(folder / "update_ratios.png")
+        growth().savefig(folder / "growth.png")

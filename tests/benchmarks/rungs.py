@@ -1,15 +1,18 @@
 """The rungs: networks, data and numbers that every contestant is given alike."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import scipy.sparse
 
 LEARNING_RATE, DECAY, EPSILON = 1e-3, 0.95, 1e-4  # centered, the epsilon added to the root
 
 
 @dataclass(frozen=True)
-class Rung:
-    """A network with its data.
+class Network:
+    """A feed-forward network with its data.
 
     Attributes
     ----------
@@ -21,6 +24,11 @@ class Rung:
         Samples in the data set, and in a minibatch.
     updates : int
         Updates that one measurement makes.
+    contestants : tuple of str
+        Who takes part: modules of `peers`, after a colon how they are used; ratios are to the
+        first.
+    rates : tuple of float
+        Learning rates that are tried one after the other, each from the same start.
     """
 
     title: str
@@ -28,6 +36,9 @@ class Rung:
     samples: int
     batch: int
     updates: int
+    contestants: tuple[str, ...]
+    rates: tuple[float, ...] = (LEARNING_RATE,)
+    kind = "network"
 
     def parameters(self):
         """Weights and biases of each layer, float32, the same for everyone."""
@@ -49,9 +60,190 @@ class Rung:
         return x, y
 
 
+@dataclass(frozen=True)
+class UpdateAlone:
+    """The update of parameters by given gradients, which vary.
+
+    Attributes
+    ----------
+    arrays, size : int
+        Parameters, and numbers in each.
+    """
+
+    title: str
+    arrays: int
+    size: int
+    updates: int
+    contestants: tuple[str, ...]
+    kind = "update_alone"
+
+    @cached_property
+    def gradients(self):
+        """Eight gradients of all arrays, which take turns."""
+        rng = np.random.default_rng(0)
+        return rng.standard_normal((8, self.arrays, self.size), dtype="float32")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """An LSTM that predicts the next character."""
+
+    title: str
+    updates: int
+    contestants: tuple[str, ...]
+    units: int = 128
+    characters: int = 64
+    length: int = 64
+    batch: int = 32
+    kind = "language_model"
+
+    def parameters(self):
+        """Weights by name; the gates' columns are input, forget, cell, output."""
+        rng = np.random.default_rng(0)
+        shapes = {
+            "input": (self.characters, 4 * self.units),
+            "recurrent": (self.units, 4 * self.units),
+            "bias": (4 * self.units,),
+            "output": (self.units, self.characters),
+            "output_bias": (self.characters,),
+        }
+        return {
+            name: (rng.standard_normal(shape) / np.sqrt(shape[0]) * (len(shape) > 1)).astype("f")
+            for name, shape in shapes.items()
+        }
+
+    def texts(self):
+        """Twenty minibatches of characters, (minibatch, time, text)."""
+        rng = np.random.default_rng(1)
+        shape = (20, self.length + 1, self.batch)
+        return rng.integers(0, self.characters, shape).astype("int32")
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Logistic regression on sparse rows."""
+
+    title: str
+    updates: int
+    contestants: tuple[str, ...]
+    features: int = 50_000
+    nonzeros: int = 100
+    samples: int = 25_600
+    batch: int = 256
+    kind = "sparse"
+
+    def data(self):
+        """Rows as a CSR matrix, and classes 0 and 1 that follow from them."""
+        rng = np.random.default_rng(0)
+        columns = rng.integers(0, self.features, (self.samples, self.nonzeros))
+        values = rng.standard_normal(columns.size).astype("float32")
+        starts = np.arange(0, columns.size + 1, self.nonzeros)
+        x = scipy.sparse.csr_matrix(
+            (values, columns.ravel(), starts), shape=(self.samples, self.features)
+        )
+        x.sum_duplicates()
+        y = (x @ rng.standard_normal(self.features) > 0).astype("float32")
+        return x, y
+
+
+@dataclass(frozen=True)
+class Afresh:
+    """A rung that is measured in processes started for it, imports included.
+
+    Attributes
+    ----------
+    network : Network or UpdateAlone
+        What is trained.
+    updates : tuple of int
+        What the process is asked for, one after the other.
+    figures : callable
+        Takes the answers to a list of what is measured, its unit and the figure.
+    contestants : dict of str to tuple of str
+        Who takes part, where PyTensor's cache on disk is empty or warm.
+    """
+
+    network: Network | UpdateAlone
+    updates: tuple[int, ...]
+    figures: Callable[[list[dict[str, float]]], list[tuple[str, str, float]]]
+    contestants: dict[str, tuple[str, ...]]
+
+
+def start_figures(answers):
+    """Seconds from the start of a process."""
+    whats = ("first update", "1,000th update")
+    return [(what, "s", answer["since_start"]) for what, answer in zip(whats, answers, strict=True)]
+
+
+def time_in_all(answers):
+    """Seconds from the start of a process to its end."""
+    return [("from start to end", "s", answers[-1]["since_start"])]
+
+
+def peak_memory(answers):
+    """What a process has gained since its imports."""
+    return [("peak memory", "MB", answers[-1]["bytes"] / 1e6)]
+
+
+ONE_CALL = ("ours", "torch", "optax", "ours:many", "optax:scan")
+WARM = ("ours", "torch", "optax")
+ALONE = "update alone, {} million parameters"
+C = Network("784-256-10, batch 64", (784, 256, 10), 6400, 64, 200, WARM)
+E1, E50 = (
+    UpdateAlone(ALONE.format(millions), 1, millions * 1_000_000, updates, WARM)
+    for millions, updates in ((1, 100), (50, 8))
+)
+
 RUNGS = {
-    "A": Rung("5-feature regression, batch 10", (5, 1), 1500, 10, 1500),
-    "B": Rung("64-128-10, batch 32", (64, 128, 10), 1792, 32, 560),
-    "C": Rung("784-256-10, batch 64", (784, 256, 10), 6400, 64, 200),
-    "D": Rung("784-1024-1024-10, batch 128", (784, 1024, 1024, 10), 6400, 128, 50),
+    "A": Network("5-feature regression, batch 10", (5, 1), 1500, 10, 1500, ONE_CALL),
+    "B": Network("64-128-10, batch 32", (64, 128, 10), 1792, 32, 560, ONE_CALL),
+    "C": C,
+    "D": Network("784-1024-1024-10, batch 128", (784, 1024, 1024, 10), 6400, 128, 50, WARM),
+    "E0.1": UpdateAlone(ALONE.format(0.1), 1, 100_000, 400, WARM),
+    "E1": E1,
+    "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, WARM),
+    "E50": E50,
+    "F": UpdateAlone("1 million parameters in 40 arrays", 40, 25_000, 100, WARM),
+    "G": LanguageModel("LSTM, 128 units, 64 characters, batch 32", 20, WARM),
+    "H": Sparse("sparse logistic regression, batch 256", 100, ("ours", "torch", "sklearn")),
 }
+
+RATES = tuple(np.geomspace(1e-4, 1e-2, 10).tolist())
+J = Network("ten learning rates, 64-128-10", (64, 128, 10), 1792, 32, 560, WARM, RATES)
+
+FRESH = {
+    "I": Afresh(
+        *(C, (1, 999), start_figures),
+        {"empty": ("ours:tiered", "ours", "torch", "optax"), "warm": WARM},
+    ),
+    "J": Afresh(J, (560,), time_in_all, {"warm": WARM}),
+    "L1": Afresh(E1, (8,), peak_memory, {"warm": WARM}),
+    "L50": Afresh(E50, (8,), peak_memory, {"warm": WARM}),
+}
+
+# Rungs that differ in one size, by that size.
+GROWTH = {
+    "parameters": {
+        size: UpdateAlone(f"{size} parameters", 1, size, max(10**7 // size, 8), WARM)
+        for size in (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
+    },
+    "arrays": {
+        count: UpdateAlone(f"{count} arrays", count, 1_000_000 // count, 50, WARM)
+        for count in (1, 2, 5, 10, 20, 40)
+    },
+    "minibatch": {
+        batch: Network(f"batch {batch}", (784, 256, 10), 6400, batch, 6400 // batch, WARM)
+        for batch in (8, 16, 32, 64, 128, 256, 640)
+    },
+    "epochs": {
+        epochs: Network(f"{epochs} epochs", (64, 128, 10), 1792, 32, 56 * epochs, WARM)
+        for epochs in (1, 3, 10, 30, 100)
+    },
+}
+
+
+def rung_of(name):
+    """What a name stands for."""
+    what, _, size = name.partition(" ")
+    if size:
+        return GROWTH[what][int(size)]
+    return FRESH[name].network if name in FRESH else RUNGS[name]

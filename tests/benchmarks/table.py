@@ -8,23 +8,35 @@ import statistics
 import sys
 from pathlib import Path
 
-from tests.benchmarks.rungs import RUNGS
+from tests.benchmarks.contest import ratios, spread
+
+NAMES = {"ours": "this library", "optax": "optax", "torch": "torch", "sklearn": "scikit-learn"}
+USAGES = {
+    "many": "100 updates a call",
+    "scan": "100 updates a call",
+    "tiered": "tiered",
+}
+
+
+def name_of(contestant):
+    """What the table calls a contestant."""
+    name, _, usage = contestant.partition(":")
+    return NAMES.get(name, name) + (f" ({USAGES[usage]})" if usage else "")
 
 
 def table(results):
-    """A list-table: each rung's medians, and the peers' ratios with their quartiles."""
+    """A list-table: medians of the first contestant, and the others' ratios with quartiles."""
+    rows = [["rung", "this library", "others' figure by ours (quartiles)"]]
+    for rung, entry in results["rungs"].items():
+        first, *_ = entry["figures"]
+        others = []
+        for name, values in ratios(entry).items():
+            low, middle, high = spread(values)
+            others.append(f"{name_of(name)} {middle:.2f} ({low:.2f} to {high:.2f})")
+        middle = statistics.median(entry["figures"][first])
+        figure = f"{middle:,.1f} {entry['unit']}" + (" (tiered)" if ":tiered" in first else "")
+        rows.append([f"{rung.split()[0]}: {entry['title']}", figure, "; ".join(others)])
     lines = [".. list-table::", "   :header-rows: 1", ""]
-    rows = [["rung", "this library, us an update", "peers' time by ours (quartiles)"]]
-    for rung, result in results["rungs"].items():
-        ours = result["times"]["ours"]
-        peers = []
-        for name, times in result["times"].items():
-            if name != "ours":
-                ratios = [a / b for a, b in zip(times, ours, strict=True)]
-                low, middle, high = statistics.quantiles(ratios, n=4)
-                peers.append(f"{name} {middle:.2f} ({low:.2f} to {high:.2f})")
-        title = f"{rung}: {RUNGS[rung].title}"
-        rows.append([title, f"{statistics.median(ours):,.1f}", "; ".join(peers)])
     for row in rows:
         lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
     return "\n".join(lines)

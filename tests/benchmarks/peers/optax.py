@@ -1,4 +1,7 @@
-"""JAX with optax: one jitted update with donated buffers, minibatches as slices of NumPy arrays."""
+"""JAX with optax: one jitted update with donated buffers, minibatches as slices of NumPy arrays.
+
+Used as ``scan``, a hundred updates are one call, by ``lax.scan`` over stacked minibatches.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,35 @@ import optax
 
 from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE
 
-OPTIMISER = optax.rmsprop(LEARNING_RATE, decay=DECAY, eps=EPSILON, eps_in_sqrt=False, centered=True)
+TOGETHER = 100  # updates in a call, used as scan
 
 
-def prepare(rung):
-    """A loop of so many updates."""
-    train = network(rung)
-    return train, f"optax {optax.__version__}, jax {jax.__version__}"
+def rmsprop(learning_rate=LEARNING_RATE):
+    """The same RMSProp as everyone's."""
+    return optax.rmsprop(learning_rate, decay=DECAY, eps=EPSILON, eps_in_sqrt=False, centered=True)
 
 
-def network(rung):
-    """A jitted update and a loop over slices of NumPy arrays."""
+OPTIMISER = rmsprop()
+
+
+def version():
+    """Who this is."""
+    return f"optax {optax.__version__}, jax {jax.__version__}"
+
+
+def update_by(loss_of, optimiser=OPTIMISER):
+    """An update as a function of parameters, state and minibatch."""
+
+    def update(params, state, *batch):
+        loss, gradients = jax.value_and_grad(loss_of)(params, *batch)
+        changes, state = optimiser.update(gradients, state, params)
+        return optax.apply_updates(params, changes), state, loss
+
+    return update
+
+
+def network_loss(rung):
+    """The loss of the rung's network."""
 
     def loss_of(layers, x, y):
         for index in range(0, len(layers), 2):
@@ -31,25 +52,115 @@ def network(rung):
             return jnp.mean((x - y) ** 2)
         return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def update(layers, state, x, y):
-        loss, gradients = jax.value_and_grad(loss_of)(layers, x, y)
-        changes, state = OPTIMISER.update(gradients, state, layers)
-        return optax.apply_updates(layers, changes), state, loss
+    return loss_of
 
-    layers = [jnp.asarray(value) for value in rung.parameters()]
-    held = [layers, OPTIMISER.init(layers)]
+
+def network(rung, usage=""):
+    """A jitted update and a loop over slices of NumPy arrays."""
+    loss_of = network_loss(rung)
+    optimiser = OPTIMISER
+    if len(rung.rates) > 1:  # the rate is part of the state: one compilation for all
+        optimiser = optax.inject_hyperparams(rmsprop)(learning_rate=LEARNING_RATE)
+    update = update_by(loss_of, optimiser)
+    jitted = jax.jit(update, donate_argnums=(0, 1))
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def many(params, state, xs, ys):
+        def body(carry, batch):
+            *carry, loss = update(*carry, *batch)
+            return tuple(carry), loss
+
+        (params, state), losses = jax.lax.scan(body, (params, state), (xs, ys))
+        return params, state, losses
+
     x, y = rung.data()
     evaluate = jax.jit(loss_of)
 
-    def train(updates):
-        layers, state = held
-        for index in range(updates):
-            start = index * rung.batch % rung.samples
-            batch = slice(start, start + rung.batch)
-            layers, state, loss = update(layers, state, x[batch], y[batch])
-        held[:] = layers, state
+    def start(rate):
+        layers = [jnp.asarray(value) for value in rung.parameters()]
+        state = optimiser.init(layers)
+        if len(rung.rates) > 1:
+            state.hyperparams["learning_rate"] = jnp.asarray(rate)
+        return layers, state
+
+    held = [start(LEARNING_RATE)]
+
+    def train_some(layers, state, updates):
+        together = TOGETHER if usage == "scan" else 1
+        done = 0
+        while done < updates:
+            first = done * rung.batch % rung.samples
+            count = min(together, updates - done, (rung.samples - first) // rung.batch)
+            batch = slice(first, first + count * rung.batch)
+            if usage == "scan":
+                stacks = (a[batch].reshape(count, rung.batch, *a.shape[1:]) for a in (x, y))
+                layers, state, loss = many(layers, state, *stacks)
+            else:
+                layers, state, loss = jitted(layers, state, x[batch], y[batch])
+            done += count
         loss.block_until_ready()
-        return float(evaluate(layers, x[: rung.batch], y[: rung.batch]))
+        return layers, state
+
+    def train(updates):
+        for rate in rung.rates:
+            if len(rung.rates) > 1:
+                held[:] = [start(rate)]
+            held[:] = [train_some(*held[0], updates)]
+        return float(evaluate(held[0][0], x[: rung.batch], y[: rung.batch]))
+
+    return train
+
+
+def update_alone(rung):
+    """Jitted updates with given gradients."""
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, state, gradients):
+        changes, state = OPTIMISER.update(list(gradients), state, params)
+        return optax.apply_updates(params, changes), state
+
+    params = [jnp.zeros(rung.size) for _ in range(rung.arrays)]
+    held = [params, OPTIMISER.init(params)]
+    gradients = [jnp.asarray(values) for values in rung.gradients]
+
+    def train(updates):
+        for index in range(updates):
+            held[:] = update(*held, gradients[index % 8])
+        jax.block_until_ready(held)
+        return float(sum(param.mean() for param in held[0]) / rung.arrays)
+
+    return train
+
+
+def language_model(rung):
+    """An LSTM by ``lax.scan``."""
+
+    def loss_of(params, text):
+        driven = jax.nn.one_hot(text[:-1], rung.characters) @ params["input"] + params["bias"]
+
+        def cell(carry, driven):
+            hidden, state = carry
+            gates = driven + hidden @ params["recurrent"]
+            i, f, g, o = jnp.split(gates, 4, axis=1)
+            state = jax.nn.sigmoid(f) * state + jax.nn.sigmoid(i) * jnp.tanh(g)
+            hidden = jax.nn.sigmoid(o) * jnp.tanh(state)
+            return (hidden, state), hidden
+
+        start = jnp.zeros((rung.batch, rung.units))
+        _, hidden = jax.lax.scan(cell, (start, start), driven)
+        scores = hidden @ params["output"] + params["output_bias"]
+        return optax.softmax_cross_entropy_with_integer_labels(scores, text[1:]).mean()
+
+    update = jax.jit(update_by(loss_of), donate_argnums=(0, 1))
+    evaluate = jax.jit(loss_of)
+    params = {name: jnp.asarray(value) for name, value in rung.parameters().items()}
+    held = [params, OPTIMISER.init(params)]
+    texts = rung.texts()
+
+    def train(updates):
+        for index in range(updates):
+            *held[:], loss = update(*held, texts[index % len(texts)])
+        loss.block_until_ready()
+        return float(evaluate(held[0], texts[0]))
 
     return train

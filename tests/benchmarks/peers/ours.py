@@ -1,42 +1,49 @@
-"""This library, through ``Trainer.iterate``, as a user calls it."""
+"""This library, as a user calls it: through ``Trainer.minimize`` and ``Trainer.step``."""
 
+import numpy as np
 import pytensor
+import pytensor.sparse
 import pytensor.tensor as pt
+from pytensor.gradient import zero_grad
 from pytensor.tensor.special import log_softmax
 
 import downhill_rms
 from downhill_rms import Dataset, Trainer
 from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE
 
-OPTIONS = {
+RULE = {
     "learning_rate": LEARNING_RATE,
     "decay": DECAY,
     "rms_regularizer": EPSILON,
     "regularize": "rms",
-    "validate_every": 10**9,
-    "restore_best": False,
-    "progress": False,
 }
+OPTIONS = {**RULE, "validate_every": 10**9, "restore_best": False, "progress": False}
+
+# How it can be used: a mode, and updates in a call.
+USAGES = {"": (None, 1), "many": (None, 100), "tiered": ("tiered", 1)}
 
 
-def prepare(rung):
-    """A trainer, and a call of its ``minimize`` for each block."""
-    trainer, data, first = network(rung)
-
-    def train(updates):
-        trainer.minimize(data, first, max_updates=updates, **OPTIONS)
-        return trainer.evaluate(first)["loss"]
-
-    return train, f"downhill_rms {downhill_rms.__version__}, PyTensor {pytensor.__version__}"
+def version():
+    """Who this is."""
+    return f"downhill_rms {downhill_rms.__version__}, PyTensor {pytensor.__version__}"
 
 
-def network(rung):
-    """The rung's network and its data."""
+def shared(values):
+    """Parameters, named in order."""
+    return [pytensor.shared(value, name=f"p{index}") for index, value in enumerate(values)]
+
+
+def cross_entropy(scores, classes, count):
+    """Mean cross-entropy of rows of scores."""
+    one_hot = pt.eq(classes[:, None], pt.arange(count, dtype="int32"))
+    return -pt.where(one_hot, log_softmax(scores, axis=-1), 0).sum(axis=1).mean()
+
+
+def network_trainer(rung, usage=""):
+    """A trainer of the rung's network."""
     x = pt.fmatrix("x")
     y = pt.fmatrix("y") if rung.sizes[-1] == 1 else pt.ivector("y")
-    layers = [
-        pytensor.shared(value, name=f"p{index}") for index, value in enumerate(rung.parameters())
-    ]
+    layers = shared(rung.parameters())
     hidden = x
     for index in range(0, len(layers), 2):
         hidden = hidden @ layers[index] + layers[index + 1]
@@ -45,8 +52,98 @@ def network(rung):
     if rung.sizes[-1] == 1:
         loss = pt.sqr(hidden - y).mean()
     else:
-        one_hot = pt.eq(y[:, None], pt.arange(rung.sizes[-1], dtype="int32"))
-        loss = -pt.where(one_hot, log_softmax(hidden, axis=-1), 0).sum(axis=1).mean()
-    trainer = Trainer(loss, layers, [x, y])
+        loss = cross_entropy(hidden, y, rung.sizes[-1])
+    return Trainer(loss, layers, [x, y], mode=USAGES[usage][0])
+
+
+def network(rung, usage=""):
+    """A call of ``minimize`` for each block, or for each learning rate."""
+    trainer = network_trainer(rung, usage)
     data = Dataset(list(rung.data()), batch_size=rung.batch, shuffle=None)
-    return trainer, data, [part[: rung.batch] for part in rung.data()]
+    first = [part[: rung.batch] for part in rung.data()]
+    start = trainer.state_dict()
+    options = {**OPTIONS, "updates_per_call": USAGES[usage][1]}
+
+    def train(updates):
+        for rate in rung.rates:
+            if len(rung.rates) > 1:
+                trainer.load_state_dict(start)
+            trainer.minimize(data, first, max_updates=updates, **{**options, "learning_rate": rate})
+        return trainer.evaluate(first)["loss"]
+
+    return train
+
+
+def update_alone(rung, usage=""):
+    """Steps with a loss that is 0 and whose gradient is the input."""
+    gradients = pt.fmatrix("gradients")
+    params = shared(np.zeros(rung.size, "float32") for _ in range(rung.arrays))
+    products = sum((param * gradients[index]).sum() for index, param in enumerate(params))
+    trainer = Trainer(products - zero_grad(products), params, [gradients], mode=USAGES[usage][0])
+    trainer.set_hyperparameters(**RULE)
+
+    def train(updates):
+        for index in range(updates):
+            trainer.step(rung.gradients[index % 8])
+        return float(np.mean([param.get_value(borrow=True).mean() for param in params]))
+
+    return train
+
+
+def language_model(rung, usage=""):
+    """An LSTM by ``pytensor.scan``, each gate with matrices of its own."""
+    t = pt.imatrix("t")  # time, text
+    times, batch = t.shape[0] - 1, t.shape[1]
+    params = {}
+    for name, value in rung.parameters().items():
+        gates = np.split(value, 4, axis=-1) if value.shape[-1] == 4 * rung.units else [value]
+        for index, part in enumerate(gates):
+            params[name, index] = pytensor.shared(part.copy(), name=f"{name}{index}")
+    x = pt.eq(t[:-1].reshape((-1, 1)), pt.arange(rung.characters, dtype="int32")).astype("float32")
+    driven = [
+        (x @ params["input", gate] + params["bias", gate]).reshape((times, batch, rung.units))
+        for gate in range(4)
+    ]
+
+    def cell(i, f, g, o, hidden, state, *recurrent):
+        i, f, g, o = (d + hidden @ w for d, w in zip((i, f, g, o), recurrent, strict=True))
+        state = pt.sigmoid(f) * state + pt.sigmoid(i) * pt.tanh(g)
+        return pt.sigmoid(o) * pt.tanh(state), state
+
+    start = pt.zeros((batch, rung.units), dtype="float32")
+    hidden, _ = pytensor.scan(
+        cell,
+        sequences=driven,
+        outputs_info=[start, start],
+        non_sequences=[params["recurrent", gate] for gate in range(4)],
+        return_updates=False,
+    )
+    scores = hidden.reshape((-1, rung.units)) @ params["output", 0] + params["output_bias", 0]
+    loss = cross_entropy(scores, t[1:].flatten(), rung.characters)
+    trainer = Trainer(loss, list(params.values()), [t], mode=USAGES[usage][0])
+    trainer.set_hyperparameters(**RULE)
+    texts = rung.texts()
+
+    def train(updates):
+        for index in range(updates):
+            trainer.step(texts[index % len(texts)])
+        return trainer.evaluate(Dataset(texts[0], batch_size=0))["loss"]
+
+    return train
+
+
+def sparse(rung, usage=""):
+    """Logistic regression on a CSR input."""
+    x, y = pytensor.sparse.csr_fmatrix("x"), pt.fvector("y")
+    w = pytensor.shared(np.zeros((rung.features, 1), "float32"), name="w", shape=(None, 1))
+    b = pytensor.shared(np.float32(0), name="b")
+    score = pytensor.sparse.structured_dot(x, w)[:, 0] + b
+    trainer = Trainer((pt.softplus(score) - y * score).mean(), [w, b], [x, y])
+    data = Dataset(list(rung.data()), batch_size=rung.batch, shuffle=None)
+    first = [part[: rung.batch] for part in rung.data()]
+
+    def train(updates):
+        trainer.minimize(data, first, max_updates=updates, **OPTIONS)
+        return trainer.evaluate(first)["loss"]
+
+    return train

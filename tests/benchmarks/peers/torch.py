@@ -8,17 +8,16 @@ from torch import nn
 from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE
 
 
-def optimiser_of(parameters):
+def version():
+    """Who this is."""
+    return f"torch {torch.__version__}"
+
+
+def optimiser_of(parameters, learning_rate=LEARNING_RATE):
     """The same RMSProp as everyone's."""
     return torch.optim.RMSprop(
-        parameters, lr=LEARNING_RATE, alpha=DECAY, eps=EPSILON, centered=True
+        parameters, lr=learning_rate, alpha=DECAY, eps=EPSILON, centered=True
     )
-
-
-def prepare(rung):
-    """A loop of so many updates."""
-    train = network(rung)
-    return train, f"torch {torch.__version__}"
 
 
 def network(rung):
@@ -27,22 +26,108 @@ def network(rung):
     for rows, columns in zip(rung.sizes, rung.sizes[1:], strict=False):
         layers += [nn.Linear(rows, columns), nn.ReLU()]
     model = nn.Sequential(*layers[:-1])
-    with torch.no_grad():
-        for parameter, value in zip(model.parameters(), rung.parameters(), strict=True):
-            parameter.copy_(torch.from_numpy(value.T.copy()))
-    optimiser = optimiser_of(model.parameters())
     x, y = map(torch.from_numpy, rung.data())
     y = y.long() if rung.sizes[-1] > 1 else y
     criterion = nn.CrossEntropyLoss() if rung.sizes[-1] > 1 else nn.MSELoss()
 
-    def train(updates):
+    def start():
+        with torch.no_grad():
+            for parameter, value in zip(model.parameters(), rung.parameters(), strict=True):
+                parameter.copy_(torch.from_numpy(value.T.copy()))
+
+    def train_with(optimiser, updates):
         for index in range(updates):
             start = index * rung.batch % rung.samples
             optimiser.zero_grad()
             loss = criterion(model(x[start : start + rung.batch]), y[start : start + rung.batch])
             loss.backward()
             optimiser.step()
+
+    start()
+    only = optimiser_of(model.parameters())
+
+    def train(updates):
+        for rate in rung.rates:
+            if len(rung.rates) > 1:
+                start()
+            several = len(rung.rates) > 1
+            train_with(optimiser_of(model.parameters(), rate) if several else only, updates)
         with torch.no_grad():
             return float(criterion(model(x[: rung.batch]), y[: rung.batch]))
+
+    return train
+
+
+def update_alone(rung):
+    """Steps of the optimiser with given gradients."""
+    parameters = [torch.zeros(rung.size, requires_grad=True) for _ in range(rung.arrays)]
+    optimiser = optimiser_of(parameters)
+    gradients = [list(torch.from_numpy(values)) for values in rung.gradients]
+
+    def train(updates):
+        for index in range(updates):
+            for parameter, gradient in zip(parameters, gradients[index % 8], strict=True):
+                parameter.grad = gradient
+            optimiser.step()
+        return float(sum(parameter.detach().mean() for parameter in parameters) / rung.arrays)
+
+    return train
+
+
+def language_model(rung):
+    """``nn.LSTM`` with one of its two biases held at 0."""
+    values = {name: torch.from_numpy(v.T.copy()) for name, v in rung.parameters().items()}
+    lstm, output = nn.LSTM(rung.characters, rung.units), nn.Linear(rung.units, rung.characters)
+    with torch.no_grad():
+        lstm.weight_ih_l0.copy_(values["input"])
+        lstm.weight_hh_l0.copy_(values["recurrent"])
+        lstm.bias_ih_l0.copy_(values["bias"])
+        lstm.bias_hh_l0.zero_().requires_grad_(False)
+        output.weight.copy_(values["output"])
+        output.bias.copy_(values["output_bias"])
+    parameters = [p for p in (*lstm.parameters(), *output.parameters()) if p.requires_grad]
+    optimiser = optimiser_of(parameters)
+    texts = torch.from_numpy(rung.texts()).long()
+
+    def loss_of(text):
+        hidden, _ = lstm(nn.functional.one_hot(text[:-1], rung.characters).float())
+        scores = output(hidden).reshape(-1, rung.characters)
+        return nn.functional.cross_entropy(scores, text[1:].reshape(-1))
+
+    def train(updates):
+        for index in range(updates):
+            optimiser.zero_grad()
+            loss_of(texts[index % len(texts)]).backward()
+            optimiser.step()
+        with torch.no_grad():
+            return float(loss_of(texts[0]))
+
+    return train
+
+
+def sparse(rung):
+    """Logistic regression on sparse CSR tensors, made of each minibatch beforehand."""
+    x, y = rung.data()
+    batches = []
+    for start in range(0, rung.samples, rung.batch):
+        rows = x[start : start + rung.batch]
+        parts = (torch.from_numpy(part) for part in (rows.indptr, rows.indices, rows.data))
+        batch = torch.sparse_csr_tensor(*parts, size=rows.shape)
+        batches.append((batch, torch.from_numpy(y[start : start + rung.batch])))
+    w = torch.zeros((rung.features, 1), requires_grad=True)
+    b = torch.zeros((), requires_grad=True)
+    optimiser = optimiser_of([w, b])
+
+    def loss_of(rows, classes):
+        score = (rows @ w)[:, 0] + b
+        return nn.functional.binary_cross_entropy_with_logits(score, classes)
+
+    def train(updates):
+        for index in range(updates):
+            optimiser.zero_grad()
+            loss_of(*batches[index % len(batches)]).backward()
+            optimiser.step()
+        with torch.no_grad():
+            return float(loss_of(*batches[0]))
 
     return train

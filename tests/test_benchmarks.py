@@ -1,0 +1,89 @@
+"""What the benchmarks make of figures, and that this library computes there what it should."""
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import contest
+from tests.benchmarks.peers import ours
+from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE, Network, Sparse, UpdateAlone
+from tests.benchmarks.table import table
+from tests.oracle import Oracle
+
+RULE = {"learning_rate": LEARNING_RATE, "decay": DECAY, "rms_regularizer": EPSILON}
+
+
+def entry(figures, checks=None):
+    return {"title": "a rung", "unit": "us", "figures": figures, "checks": checks or {}}
+
+
+def test_ratios_are_pair_by_pair_and_to_the_first():
+    found = contest.ratios(entry({"ours": [1.0, 2.0, 4.0], "torch": [3.0, 2.0, 2.0]}))
+    assert found == {"torch": [3.0, 1.0, 0.5]}
+
+
+def test_the_spread_is_quartiles_and_median():
+    assert contest.spread([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert contest.spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+@pytest.mark.parametrize(
+    ("checks", "wrong"),
+    [
+        ({"ours": 1.0, "torch": 1.01}, False),
+        ({"ours": 1.0, "torch": 1.03}, True),
+        ({"ours": 1e-6, "torch": 2e-6}, False),  # both are near 0
+        ({"ours": 1.0, "sklearn": None}, False),  # computes something else, and says so
+        ({"ours": float("nan"), "torch": 1.0}, True),
+    ],
+)
+def test_different_computations_show(checks, wrong):
+    assert contest.disagree(checks) is wrong
+
+
+def test_the_table():
+    figures = {"ours:tiered": [1.0, 3.0, 2.0], "optax:scan": [2.0, 6.0, 4.0]}
+    assert table({"rungs": {"I first empty": entry(figures)}}).splitlines() == [
+        ".. list-table::",
+        "   :header-rows: 1",
+        "",
+        "   * - rung",
+        "     - this library",
+        "     - others' figure by ours (quartiles)",
+        "   * - I: a rung",
+        "     - 2.0 us (tiered)",
+        "     - optax (100 updates a call) 2.00 (2.00 to 2.00)",
+    ]
+
+
+def test_the_update_alone_follows_the_oracle():
+    rung = UpdateAlone("update alone", 2, 30, 5, ("ours",))
+    oracle = Oracle(np.zeros((2, 30)), regularize="rms", **RULE)
+    for gradients in rung.gradients[:5]:
+        oracle.update(list(gradients))
+    assert ours.update_alone(rung)(5) == pytest.approx(np.mean(oracle.params), rel=1e-4)
+
+
+def test_a_regression_follows_the_oracle():
+    rung = Network("regression", (3, 1), 20, 10, 4, ("ours",))
+    x, y = rung.data()
+    oracle = Oracle(rung.parameters(), regularize="rms", **RULE)
+    for index in range(4):
+        batch = slice(index % 2 * 10, index % 2 * 10 + 10)
+        error = x[batch] @ oracle.params[0] + oracle.params[1] - y[batch]
+        oracle.update([x[batch].T @ error / 5, 2 * error.mean(axis=0)])
+    loss = np.mean((x[:10] @ oracle.params[0] + oracle.params[1] - y[:10]) ** 2)
+    assert ours.network(rung)(4) == pytest.approx(loss, rel=1e-5)
+
+
+def test_sparse_logistic_regression_follows_the_oracle():
+    rung = Sparse("sparse", 4, ("ours",), features=40, nonzeros=5, samples=20, batch=10)
+    x, y = rung.data()
+    oracle = Oracle([np.zeros(40), np.zeros(())], regularize="rms", **RULE)
+    for index in range(4):
+        batch = slice(index % 2 * 10, index % 2 * 10 + 10)
+        score = x[batch] @ oracle.params[0] + oracle.params[1]
+        error = (1 / (1 + np.exp(-score)) - y[batch]) / 10
+        oracle.update([x[batch].T @ error, error.sum()])
+    score = x[:10] @ oracle.params[0] + oracle.params[1]
+    loss = np.mean(np.logaddexp(0, score) - y[:10] * score)
+    assert ours.sparse(rung)(4) == pytest.approx(loss, rel=1e-5)
