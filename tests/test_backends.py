@@ -98,6 +98,14 @@ def test_numba_compiles_once(default_backend, tmp_path, monkeypatch):
     assert functions == []
 
 
+def test_a_second_trainer_of_an_equal_graph_compiles_nothing(default_backend):
+    compilations = CompilationCounter()
+    make_trainer(None)[0].minimize([X, Y], max_epochs=1, momentum=0.5)
+    with event.install_listener("numba:compile", compilations):
+        make_trainer(None)[0].minimize([X, Y], max_epochs=1, momentum=0.25)
+    assert compilations.started == 0
+
+
 def test_axis_one_compiles_nothing_more(default_backend):
     x = pt.ftensor3("x")
     w = pytensor.shared(np.float32(0), name="w")
@@ -113,7 +121,7 @@ def test_axis_one_compiles_nothing_more(default_backend):
 
 
 def test_the_counter_sees_a_compilation(default_backend):
-    """Without this the two tests above could not fail."""
+    """Without this the tests above could not fail."""
     import numba
 
     compilations = CompilationCounter()
