@@ -202,7 +202,8 @@ RUNGS = {
     "E1": E1,
     "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, WARM),
     "E50": E50,
-    "F": UpdateAlone("1 million parameters in 40 arrays", 40, 25_000, 100, WARM),
+    "F40": UpdateAlone("1 million parameters in 40 arrays", 40, 25_000, 100, WARM),
+    "F400": UpdateAlone("1 million in 400 arrays", 400, 2_500, 20, ("ours:c", "torch", "optax")),
     "G": LanguageModel("LSTM, 128 units, 64 characters, batch 32", 20, WARM),
     "H": Sparse("sparse logistic regression, batch 256", 100, ("ours", "torch", "sklearn")),
 }

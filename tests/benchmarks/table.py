@@ -15,6 +15,7 @@ USAGES = {
     "many": "100 updates a call",
     "scan": "100 updates a call",
     "tiered": "tiered",
+    "c": "mode CVM",
 }
 
 
@@ -34,7 +35,8 @@ def table(results):
             low, middle, high = spread(values)
             others.append(f"{name_of(name)} {middle:.2f} ({low:.2f} to {high:.2f})")
         middle = statistics.median(entry["figures"][first])
-        figure = f"{middle:,.1f} {entry['unit']}" + (" (tiered)" if ":tiered" in first else "")
+        usage = USAGES.get(first.partition(":")[2])
+        figure = f"{middle:,.1f} {entry['unit']}" + (f" ({usage})" if usage else "")
         rows.append([f"{rung.split()[0]}: {entry['title']}", figure, "; ".join(others)])
     lines = [".. list-table::", "   :header-rows: 1", ""]
     for row in rows:
