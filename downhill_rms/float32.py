@@ -18,6 +18,8 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 # LLVM may contract to a fused multiply-add, but not reorder as PyTensor allows it elsewhere: that
 # would undo the compensated sums. Division by 0 gives infinity: an exception would be a branch.
@@ -26,8 +28,25 @@ _compiled: Callable[[Callable[..., Any]], Any] = numba.njit(
 )
 _f = np.float32
 
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _select(
+    typing_context: Any, condition: Any, yes: Any, no: Any
+) -> tuple[Any, Callable[..., Any]]:
+    """``yes if condition else no`` as one instruction.
+
+    Numba makes a branch of a conditional expression, and LLVM moves work into it, as soon as a
+    loop holds two of these functions: it is then not vectorised.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.select(*arguments)
+
+    return types.float32(types.boolean, types.float32, types.float32), generate
+
+
 _ZERO, _HALF, _ONE, _TWO = _f(0), _f(0.5), _f(1), _f(2)
-_INFINITY = _f(np.inf)
+_INFINITY, _NAN = _f(np.inf), _f(np.nan)
 
 # tanh(x) = x + x s P(s), s = x^2, below the bound.
 _TANH_BOUND = _f(0.625)
@@ -59,13 +78,14 @@ def tanh(x: Any) -> Any:
     s = x * x
     low = ((((_T0 * s + _T1) * s + _T2) * s + _T3) * s + _T4) * s * x + x
     high = _ONE - _TWO / (exp(_TWO * abs(x)) + _ONE)
-    return np.float32(np.copysign(low if abs(x) < _TANH_BOUND else high, x))
+    return np.float32(np.copysign(_select(abs(x) < _TANH_BOUND, low, high), x))
 
 
 @_compiled
 def exp(x: Any) -> Any:
     """Exponential function; relative error below 1.5e-7."""
-    c = min(max(x, _EXP_LOW), _EXP_HIGH)
+    c = _select(x > _EXP_LOW, x, _EXP_LOW)
+    c = _select(c < _EXP_HIGH, c, _EXP_HIGH)
     rounded = c * _LOG2_E + _ROUND
     n = rounded - _ROUND
     r = c - n * _LN2_HIGH - n * _LN2_LOW
@@ -75,7 +95,7 @@ def exp(x: Any) -> Any:
     i = np.int32(np.float32(rounded).view(np.int32) - _ROUND_BITS)
     half = np.int32(i >> np.int32(1))
     y = y * _power_of_2(half) * _power_of_2(np.int32(i - half))
-    return y if x == x else x
+    return _select(x == x, y, x)
 
 
 @_compiled
@@ -88,15 +108,15 @@ def sigmoid(x: Any) -> Any:
 def log1p(x: Any) -> Any:
     """Logarithm of 1 + x; relative error below 2e-7."""
     y = _log1p(x)
-    y = x if abs(x) < _LINEAR or x == _INFINITY else y
-    y = -_INFINITY if x == -_ONE else y
-    return y if x >= -_ONE else _f(np.nan)
+    y = _select(abs(x) < _LINEAR, x, _select(x == _INFINITY, x, y))
+    y = _select(x == -_ONE, -_INFINITY, y)
+    return _select(x >= -_ONE, y, _NAN)
 
 
 @_compiled
 def softplus(x: Any) -> Any:
     """Logarithm of 1 + exp(x); relative error below 2e-7."""
-    return max(x, _ZERO) + _log1p(exp(-abs(x)))
+    return _select(x < _ZERO, _ZERO, x) + _log1p(exp(-abs(x)))
 
 
 @_compiled
@@ -118,8 +138,8 @@ def _log(x: Any) -> Any:
     e = _f(np.int32(bits >> _MANTISSA_BITS) - _HALF_EXPONENT)
     m = np.int32((bits & _MANTISSA) | _HALF_BITS).view(np.float32)
     low = m < _SQRT_HALF
-    e = e - _ONE if low else e
-    r = (m + m if low else m) - _ONE
+    e = _select(low, e - _ONE, e)
+    r = _select(low, m + m, m) - _ONE
     s = r * r
     p = _L0
     p = ((((p * r + _L1) * r + _L2) * r + _L3) * r + _L4) * r + _L5

@@ -1,6 +1,7 @@
 """Functions in single precision, and the mode that puts them into a compiled graph."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -186,6 +187,100 @@ def test_pytensors_default_is_rewritten():
         assert training_mode(None) is training_mode(None)
 
 
+def called(function):
+    """Names of everything that the compiled code of a graph calls."""
+    code = "\n".join(function.vm.jit_fn.inspect_llvm().values())
+    return set(re.findall(r"call [^\n]*?@\"?([^\s(\"]+)", code))
+
+
+def compiled_by_numba(inputs, outputs, **kwargs):
+    """A function of this graph, rewritten, whose compiled code can be looked at."""
+    with pytensor.config.change_flags(numba__cache=False):  # code from the cache is not shown
+        return pytensor.function(inputs, outputs, mode=training_mode(REWRITTEN), **kwargs)
+
+
+def assert_close(got, want):
+    assert got.dtype == "float32"
+    np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+
+
+RNG = np.random.default_rng(0)
+A, B = RNG.normal(size=(2, 7, 33)).astype("float32")
+INTEGERS = RNG.integers(-3, 4, (7, 33)).astype("int8")
+WIDE_A, WIDE_B = A.astype("float64"), B.astype("float64")
+
+
+def test_a_fused_loop_with_several_functions_calls_nothing():
+    a, b, c, d = (pt.fmatrix(name) for name in "abcd")
+    outputs = [
+        pt.sigmoid(a) * c + pt.sigmoid(b) * pt.tanh(d),
+        pt.log1p(pt.exp(a) + pt.exp(b)) * pt.softplus(c) * pt.softplus(d),
+    ]
+    function = compiled_by_numba([a, b, c, d], outputs)
+    state, product = function(A, B, A, B)
+    assert_close(state, expit(WIDE_A) * WIDE_A + expit(WIDE_B) * np.tanh(WIDE_B))
+    softplus = np.logaddexp(0, WIDE_A) * np.logaddexp(0, WIDE_B)
+    assert_close(product, np.log1p(np.exp(WIDE_A) + np.exp(WIDE_B)) * softplus)
+    inside = ("composite", "store_", "tanh", "exp", "sigmoid", "log1p", "softplus")
+    assert not [name for name in called(function) if any(word in name for word in inside)]
+
+
+def test_a_fused_loop_of_which_a_sum_is_taken_too():
+    a, b = pt.fmatrix("a"), pt.fmatrix("b")
+    product = pt.tanh(a) * pt.sigmoid(b)
+    function = compiled_by_numba([a, b], [product, product.sum(axis=0)])
+    exact = np.tanh(WIDE_A) * expit(WIDE_B)
+    for got, want in zip(function(A, B), (exact, exact.sum(axis=0)), strict=True):
+        assert_close(got, want)
+    assert not [name for name in called(function) if "composite" in name or "store_" in name]
+
+
+def test_a_fused_loop_broadcasts_and_takes_integers():
+    a, integers, row, column = pt.fmatrix("a"), pt.bmatrix("i"), pt.fvector("r"), pt.fcol("c")
+    scalar = pt.fscalar("s")
+    fused = pt.tanh(a + row) * pt.sigmoid(column) + integers * pt.exp(scalar * 2) * pt.tanh(a)
+    chosen = pt.switch(integers > 0, fused, pt.softplus(a) - pt.tanh(row))
+    function = compiled_by_numba([a, integers, row, column, scalar], [fused, chosen > 0, chosen])
+    values = function(A, INTEGERS, B[0], B[:, :1], np.float32(0.3))
+    exact = np.tanh(WIDE_A + WIDE_B[0]) * expit(WIDE_B[:, :1])
+    exact += INTEGERS * np.exp(2 * np.float64(np.float32(0.3))) * np.tanh(WIDE_A)
+    choice = np.where(INTEGERS > 0, exact, np.logaddexp(0, WIDE_A) - np.tanh(WIDE_B[0]))
+    assert_close(values[0], exact)
+    assert values[1].dtype == "bool"
+    np.testing.assert_array_equal(values[1], choice > 0)
+    assert_close(values[2], choice)
+
+
+def test_a_fused_loop_works_in_place():
+    state, total = pytensor.shared(A.copy(), name="state"), pytensor.shared(B.copy(), name="total")
+    x = pt.fmatrix("x")
+    new_state = pt.sigmoid(x) * state + pt.tanh(x) * pt.exp(-abs(total))
+    updates = [(state, new_state), (total, total + pt.tanh(new_state))]
+    function = compiled_by_numba([x], [], updates=updates)
+    nodes = function.maker.fgraph.apply_nodes
+    assert any(getattr(node.op, "inplace_pattern", None) for node in nodes)
+    function(B)
+    exact = expit(WIDE_B) * WIDE_A + np.tanh(WIDE_B) * np.exp(-abs(WIDE_B))
+    assert_close(state.get_value(), exact)
+    assert_close(total.get_value(), WIDE_B + np.tanh(exact))
+
+
+def test_a_fused_loop_inside_a_scan():
+    x = pt.ftensor3("x")
+    states = pytensor.scan(
+        lambda x, h: pt.sigmoid(x) * h + pt.tanh(x) * pt.tanh(h),
+        sequences=[x],
+        outputs_info=[pt.ones((7, 33), dtype="float32")],
+        return_updates=False,
+    )
+    function = compiled_by_numba([x], states)
+    state = np.ones((7, 33))
+    for step, got in zip((WIDE_A, WIDE_B), function(np.stack([A, B])), strict=True):
+        state = expit(step) * state + np.tanh(step) * np.tanh(state)
+        assert_close(got, state)
+    assert not [name for name in called(function) if "composite" in name or "store_" in name]
+
+
 SCRIPT = """
 import sys
 import numpy as np, pytensor, pytensor.tensor as pt
@@ -195,7 +290,10 @@ x, w = pt.fmatrix("x"), pt.fmatrix("w")
 h = pt.sigmoid(x @ w)
 start = pt.zeros(4, dtype="float32")
 s = pytensor.scan(
-    lambda h, s: pt.tanh(h + s), sequences=[h], outputs_info=[start], return_updates=False
+    lambda h, s: pt.tanh(h + s) * pt.sigmoid(s),
+    sequences=[h],
+    outputs_info=[start],
+    return_updates=False,
 )
 function = pytensor.function([x, w], [h, s], mode=training_mode(REWRITTEN))
 data = np.load(sys.argv[1])
@@ -219,7 +317,7 @@ def test_a_second_process_finds_everything_in_the_cache(tmp_path):
         np.testing.assert_allclose(values["h"], h, rtol=1e-6)
         state = np.zeros(4)
         for row, got in zip(h, values["s"], strict=True):
-            state = np.tanh(row + state)
+            state = np.tanh(row + state) * expit(state)
             np.testing.assert_allclose(got, state, rtol=1e-6)
     assert caches[0]
     assert caches[1] == caches[0]
