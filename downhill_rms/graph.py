@@ -15,6 +15,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import clone_replace
 from pytensor.graph.traversal import walk
+from pytensor.scalar.basic import LogicalComparison
 from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.op import RNGConsumerOp
@@ -340,6 +341,8 @@ def warn_of_outer_broadcast(loss: Any, shapes: Mapping[Any, tuple[int | None, ..
     for variable in variables_in_order([shaped]):
         node = variable.owner
         if node is None or not isinstance(node.op, Elemwise) or variable.type.ndim != 2:
+            continue
+        if isinstance(node.op.scalar_op, LogicalComparison):  # of labels with all classes
             continue
         columns = [v for v in node.inputs if _is_column(v)]
         rows = [v for v in node.inputs if _is_implicit_row(v)]

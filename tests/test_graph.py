@@ -210,6 +210,7 @@ def test_column_data_minus_vector_warns_at_the_first_minibatch(mode):
         lambda: ((X @ shared(np.ones((5, 1)), "w") + shared(np.ones(1), "b")) ** 2).mean(),
         lambda: ((Y[:, None] - shared(np.ones(4), "centres")[None, :]) ** 2).mean(),
         lambda: (X * shared(np.ones(3), "w") - X.mean(axis=1, keepdims=True)).sum(),
+        lambda: (pt.eq(Y.reshape((-1, 1)), pt.arange(4)) * shared(np.ones(4), "w")).sum(),
     ],
 )
 def test_broadcasts_that_are_meant_do_not_warn(loss):

@@ -25,8 +25,8 @@ LAYERS = [
         "float32",
     },
     {"sampler", "rewrites"},
-    {"gradients", "dataset", "history", "compiled", "uncompiled"},
-    {"stacked", "checkpoint", "datafiles"},
+    {"gradients", "dataset", "history", "compiled", "uncompiled", "stacked"}
+    | {"checkpoint", "datafiles"},
     {"hyperparameters", "background"},
     {"rmsprop", "tiered", "presets", "parameters", "problem", "observers", "plots"},
     {"run", "telemetry", "check", "console", "rundirectory"},
