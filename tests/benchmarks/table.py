@@ -15,6 +15,7 @@ USAGES = {
     "many": "100 updates a call",
     "scan": "100 updates a call",
     "tiered": "tiered",
+    "plain": "mode NUMBA",
     "c": "mode CVM",
 }
 

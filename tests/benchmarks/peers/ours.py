@@ -20,7 +20,13 @@ RULE = {
 OPTIONS = {**RULE, "validate_every": 10**9, "restore_best": False, "progress": False}
 
 # How it can be used: a mode, and updates in a call.
-USAGES = {"": (None, 1), "many": (None, 100), "tiered": ("tiered", 1), "c": ("CVM", 1)}
+USAGES = {
+    "": (None, 1),
+    "many": (None, 100),
+    "tiered": ("tiered", 1),
+    "plain": ("NUMBA", 1),
+    "c": ("CVM", 1),
+}
 
 
 def version():
