@@ -151,14 +151,15 @@ def test_jax_follows_the_oracle():
 
 
 @jax_only
+@pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize("mode", [None, "JAX"])
-def test_many_updates_in_a_call_are_single_updates_to_the_last_bit(default_backend, mode):
+def test_many_updates_in_a_call_are_single_updates_to_the_last_bit(default_backend, mode, dropout):
     if mode == "JAX":
         pytest.importorskip("jax")
     ends = []
     options = {"max_epochs": 3, "restore_best": False, "momentum": 0.5, "learning_rate": 0.05}
     for updates_per_call in (1, 150):
-        trainer, w = make_trainer(mode)
+        trainer, w = make_trainer(mode, dropout)
         data = Dataset([np.tile(X, (30, 1)), np.tile(Y, 30)], batch_size=7, rng=0)
         trainer.minimize(data, [X, Y], updates_per_call=updates_per_call, **options)
         ends.append((np.asarray(w.get_value()), [record.train for record in trainer.history]))
