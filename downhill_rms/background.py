@@ -24,6 +24,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs, toposort
 
 from downhill_rms.compiled import CompiledFunction
+from downhill_rms.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class _Children:
             self._count += 1
             if self._count == 1 and (openblas := _openblas()):
                 self._threads = openblas["get"]()
-                openblas["set"](max(1, min(self._threads, _core_count() - 1)))
+                openblas["set"](max(1, min(self._threads, usable_cores() - 1)))
 
     def leave(self) -> None:
         with self._changed:
@@ -178,12 +179,6 @@ def _openblas() -> dict[str, Any]:
         with suppress(AttributeError):
             return {verb: getattr(library, name.format(verb)) for verb in ("get", "set")}
     return {}
-
-
-def _core_count() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _converse(process: subprocess.Popen[bytes], message: bytes) -> str:

@@ -17,7 +17,7 @@ from pytensor.graph.traversal import toposort
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.type import RandomType
 
-from downhill_rms.compiled import TIERED, check_mode
+from downhill_rms.compiled import check_mode
 from downhill_rms.dataset import BoundDataset, Dataset, as_dataset
 from downhill_rms.gradients import differentiate
 from downhill_rms.graph import (
@@ -31,6 +31,7 @@ from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.machine import findings
 from downhill_rms.monitors import named_expressions
 from downhill_rms.problem import Problem
+from downhill_rms.rewrites import pytensor_mode
 from downhill_rms.rmsprop import State, needed_kinds, rmsprop_updates
 from downhill_rms.sources import ArraySource, InputSpec, by_input
 
@@ -139,8 +140,7 @@ def check(
     machine: list[str] = []
     with faults.collected():
         check_mode(mode)
-        # Tiered functions run what Numba compiles.
-        for finding in findings("NUMBA" if mode == TIERED else mode):
+        for finding in findings(pytensor_mode(mode)):
             if finding.prevents_training:
                 faults.add(finding.text, fatal=True)
             else:

@@ -12,12 +12,9 @@ import pytensor
 from pytensor.compile.mode import get_mode, predefined_modes
 
 from downhill_rms.graph import Update
-from downhill_rms.rewrites import training_mode
+from downhill_rms.rewrites import TIERED, training_mode
 
 log = logging.getLogger(__name__)
-
-# The mode of a `TieredFunction`, which PyTensor does not know.
-TIERED = "tiered"
 
 
 class CompiledFunction:

@@ -14,13 +14,13 @@ from typing import Any
 import pytensor
 
 from downhill_rms.checkpoint import Checkpoint
-from downhill_rms.compiled import TIERED
 from downhill_rms.datafiles import read_data
 from downhill_rms.dataset import Dataset, as_dataset
 from downhill_rms.history import HistoryFile
 from downhill_rms.hyperparameters import Hyperparameters
 from downhill_rms.plots import learning_curves
 from downhill_rms.problem import Problem
+from downhill_rms.rewrites import TIERED
 from downhill_rms.rundirectory import RunDirectory
 from downhill_rms.stopping import StopReason
 from downhill_rms.trainer import Trainer

@@ -18,6 +18,7 @@ from downhill_rms.divergence import Divergence, DivergenceError
 from downhill_rms.history import History, Record, format_values
 from downhill_rms.machine import findings
 from downhill_rms.monitors import PassMean, Values
+from downhill_rms.rewrites import pytensor_mode
 from downhill_rms.run import Best, Run
 from downhill_rms.signals import StopSignals
 from downhill_rms.sources import Batch
@@ -136,7 +137,7 @@ class Loop:
         """Validate before the first update, or take up a run that was loaded."""
         self.stop_reason, self.divergence, self.run = None, None, run
         if log.isEnabledFor(logging.DEBUG):
-            for finding in findings(self.steps.mode):
+            for finding in findings(pytensor_mode(self.steps.mode)):
                 log.debug("%s", finding.text)
         if run.checkpoint is not None:
             self._open(run, run.checkpoint)

@@ -14,9 +14,9 @@ rewrites for stability, and replace one operation by another that computes the s
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,9 @@ from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, dot
 
-# The name of PyTensor's Numba mode with these rewrites.
-REWRITTEN = "NUMBA_REWRITTEN"
+# Modes that PyTensor does not know: its Numba mode with these rewrites, and that of a
+# `TieredFunction`, which becomes the first.
+REWRITTEN, TIERED = "NUMBA_REWRITTEN", "tiered"
 
 # In PyTensor's sequence: after every rewrite that looks for the replaced operations, before
 # elementwise operations are fused (48) and inner graphs are compiled (49.6).
@@ -58,6 +59,42 @@ def training_mode(mode: Any) -> Any:
     if mode is None and isinstance(get_mode(None).linker, NumbaLinker):
         return _rewritten(get_mode(None))
     return mode
+
+
+def pytensor_mode(mode: Any) -> Any:
+    """The mode of PyTensor's own that a mode builds upon."""
+    return "NUMBA" if mode in (REWRITTEN, TIERED) else mode
+
+
+def rewriter_of_scans(wanted: Callable[[Any], Any]) -> WalkingGraphRewriter:
+    """A rewriter that has the graphs inside scans compiled by another mode.
+
+    Before PyTensor 3.3 the graph inside a scan is rewritten by a mode of the scan's own.
+
+    Parameters
+    ----------
+    wanted : callable
+        Takes the mode of a scan, None if it was given none, to the one that it is to have.
+    """
+
+    @node_rewriter([Scan])  # type: ignore[untyped-decorator]
+    def rewrite(fgraph: Any, node: Any) -> list[Any] | None:
+        mode = wanted(node.op.mode)
+        if mode is node.op.mode:
+            return None
+        op = node.op.clone()
+        op.mode = mode
+        return list(op(*node.inputs, return_list=True))
+
+    return WalkingGraphRewriter(rewrite)
+
+
+@cache
+def source_key() -> str:
+    """A hash of these rewrites and their functions, for the caches of what is compiled of them."""
+    here = Path(__file__)
+    sources = (path.read_bytes() for path in (here, here.with_name("float32.py")))
+    return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
 class PlainDot(Op):  # type: ignore[misc]
@@ -122,17 +159,12 @@ SINGLE: dict[type, type] = {
 def _rewritten(base: Mode) -> Mode:
     _teach_numba()
 
-    # Before PyTensor 3.3 the graph inside a scan is rewritten by a mode of the scan's own.
-    @node_rewriter([Scan])  # type: ignore[untyped-decorator]
-    def rewrite_inside(fgraph: Any, node: Any) -> list[Any] | None:
-        if node.op.mode is not None:
-            return None
-        op = node.op.clone()
-        op.mode = mode
-        return list(op(*node.inputs, return_list=True))
-
-    rewriters = [replace_dot, replace_elementwise, rewrite_inside]
-    mode = base.register(*((WalkingGraphRewriter(rewriter), POSITION) for rewriter in rewriters))
+    rewriters = [
+        WalkingGraphRewriter(replace_dot),
+        WalkingGraphRewriter(replace_elementwise),
+        rewriter_of_scans(lambda given: mode if given is None else given),
+    ]
+    mode = base.register(*((rewriter, POSITION) for rewriter in rewriters))
     return mode
 
 
@@ -192,7 +224,7 @@ def _teach_numba() -> None:
         return plain_dot, 2
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.
-    source = hashlib.sha256(inspect.getsource(float32).encode()).hexdigest()
+    source = source_key()
 
     def register(op_type: type, function: Callable[[Any], Any]) -> None:
         @register_funcify_and_cache_key(op_type)  # type: ignore[untyped-decorator]

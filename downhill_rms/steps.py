@@ -11,13 +11,14 @@ import pytensor.tensor as pt
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms import gradients
-from downhill_rms.compiled import TIERED, CompiledFunction, check_mode
+from downhill_rms.compiled import CompiledFunction, check_mode
 from downhill_rms.divergence import Divergence, explain_infinite, find_infinite
 from downhill_rms.generators import generator_state, set_generator_state
 from downhill_rms.graph import LossGraph, Update, warn_of_outer_broadcast
 from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
 from downhill_rms.monitors import named_expressions
 from downhill_rms.parameters import Parameters
+from downhill_rms.rewrites import TIERED
 from downhill_rms.rmsprop import State, rmsprop_updates
 from downhill_rms.run import OPTIONS
 from downhill_rms.sources import Batch, InputSpec

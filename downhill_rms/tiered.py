@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
 from importlib.metadata import version
@@ -24,8 +24,8 @@ import pytensor
 
 from downhill_rms.background import BackgroundCompilation, flags
 from downhill_rms.compiled import CompiledFunction
-from downhill_rms.graph import Update
-from downhill_rms.rewrites import REWRITTEN
+from downhill_rms.machine import numba_cache
+from downhill_rms.rewrites import REWRITTEN, source_key
 from downhill_rms.uncompiled import UncompiledFunction
 
 log = logging.getLogger(__name__)
@@ -61,16 +61,9 @@ class TieredFunction(CompiledFunction):
 
     compiled_mode = REWRITTEN
 
-    def __init__(
-        self,
-        name: str,
-        inputs: Sequence[Any],
-        outputs: Sequence[Any],
-        updates: Sequence[Update],
-        mode: Any = None,
-        say: Callable[[str], Any] = str,
-    ) -> None:
-        super().__init__(name, inputs, outputs, updates, self.compiled_mode, say)
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.mode = self.compiled_mode
         self._settled = False
         self._uncompiled: UncompiledFunction | None = None
         self._compilation: BackgroundCompilation | None = None
@@ -149,7 +142,6 @@ class TieredFunction(CompiledFunction):
         text = pytensor.dprint(expressions, print_type=True, file="str")
         versions = [version(name) for name in ("pytensor", "numba", "llvmlite", "numpy")]
         machine = (versions, sys.version, platform.machine())
-        formulas = Path(__file__).with_name("float32.py").read_text(encoding="utf-8")
-        key = repr((text, targets, flags(), self.mode, formulas, machine))
+        key = repr((text, targets, flags(), self.mode, source_key(), machine))
         name = f"downhill_rms-{hashlib.sha256(key.encode()).hexdigest()}.compiled"
-        return Path(pytensor.config.base_compiledir) / "numba" / name
+        return numba_cache() / name

@@ -17,10 +17,10 @@ from pytensor.graph.rewriting.basic import (
     node_rewriter,
 )
 from pytensor.link.vm import VMLinker
-from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import Elemwise
 
 from downhill_rms.graph import Update
+from downhill_rms.rewrites import rewriter_of_scans
 
 
 class UncompiledFunction:
@@ -84,17 +84,9 @@ def _mode() -> Mode:
     )
     inside = Mode(linker, stabilize)
 
-    @node_rewriter([Scan])  # type: ignore[untyped-decorator]
-    def same_inside(fgraph: Any, node: Any) -> list[Any] | None:
-        # PyTensor 3.0 rewrites there as for C, and its Python code then takes the sum of x1 and
-        # x2**2 for that of x1**2 and x2**2.
-        if node.op.mode is inside:
-            return None
-        op = node.op.clone()
-        op.mode = inside
-        return list(op(*node.inputs, return_list=True))
-
-    ours = (WalkingGraphRewriter(rewrite) for rewrite in (_for_numpy, same_inside))
+    # PyTensor 3.0 rewrites inside a scan as for C, and its Python code then takes the sum of x1 and
+    # x2**2 for that of x1**2 and x2**2.
+    ours = (WalkingGraphRewriter(_for_numpy), rewriter_of_scans(lambda given: inside))
     return Mode(linker, SequentialGraphRewriter(optdb.query(stabilize), *ours))
 
 

@@ -7,9 +7,9 @@ Python implementation of each operation: it starts in milliseconds and rewrites 
 import pytensor
 import pytest
 from pytensor.compile.mode import Mode
-from pytensor.graph.rewriting.basic import WalkingGraphRewriter, node_rewriter
 from pytensor.link.vm import VMLinker
-from pytensor.scan.op import Scan
+
+from downhill_rms.rewrites import rewriter_of_scans
 
 
 @pytest.fixture(autouse=True)
@@ -27,13 +27,6 @@ def mode():
     for that of x1**2 and x2**2.
     """
 
-    @node_rewriter([Scan])
-    def same_inside(fgraph, node):
-        if node.op.mode is mode:
-            return None
-        op = node.op.clone()
-        op.mode = mode
-        return op(*node.inputs, return_list=True)
-
-    mode = Mode(VMLinker(use_cloop=False, c_thunks=False), WalkingGraphRewriter(same_inside))
+    inside = rewriter_of_scans(lambda given: mode)
+    mode = Mode(VMLinker(use_cloop=False, c_thunks=False), inside)
     return mode

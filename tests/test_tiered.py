@@ -24,6 +24,7 @@ from pytensor.graph.op import Op
 import downhill_rms as dr
 from downhill_rms import background, tiered
 from downhill_rms.compiled import check_mode
+from downhill_rms.machine import usable_cores
 from downhill_rms.tiered import TieredFunction
 from downhill_rms.uncompiled import UncompiledFunction
 
@@ -340,6 +341,15 @@ def test_a_trainer_settles_all_its_functions(quick):
     assert all(map(is_compiled, functions))
 
 
+def test_a_debug_log_does_not_mind_the_mode(quick, caplog):
+    caplog.set_level(logging.DEBUG, "downhill_rms")
+    x, p = pt.vector("x"), pytensor.shared(1.0, name="p")
+    trainer = dr.Trainer(((x - p) ** 2).mean(), inputs=[x], mode="tiered")
+    trainer.minimize(np.zeros(3), max_epochs=1)
+    trainer.steps.settle()
+    assert trainer.stop_reason is dr.StopReason.MAX_EPOCHS
+
+
 def test_the_mode_has_a_name():
     check_mode("tiered")
     with pytest.raises(ValueError, match=r"received 'tired'\. Give one of .*tiered"):
@@ -362,7 +372,7 @@ def test_openblas_leaves_the_child_a_core(quick):
     before = blas_threads()
     function, total = running_sum()
     function(np.ones(3))
-    assert blas_threads() == [min(n, background._core_count() - 1) for n in before]
+    assert blas_threads() == [min(n, usable_cores() - 1) for n in before]
     call_until(function, total, lambda: is_compiled(function))
     assert blas_threads() == before
 
@@ -428,12 +438,14 @@ def marker(factor=2.0, dtype="float64"):
     return TieredFunction("f", [x], [(factor * x).sum()], [])._marker
 
 
-def test_a_marker_belongs_to_a_graph_and_to_flags():
+def test_a_marker_belongs_to_a_graph_to_flags_and_to_what_compiles_it(monkeypatch):
     assert marker() == marker()
     others = [marker(factor=3.0), marker(dtype="float32")]
     with pytensor.config.change_flags(numba__fastmath=not pytensor.config.numba__fastmath):
         others.append(marker())
-    assert len({marker(), *others}) == 4
+    own = marker()
+    monkeypatch.setattr(tiered, "source_key", lambda: "of another release")
+    assert len({own, marker(), *others}) == 5
 
 
 def test_the_marker_goes_with_the_cache():
