@@ -232,6 +232,8 @@ class Loop:
     def _train(self, run: Run, signals: StopSignals) -> StopReason | None:
         """Make an update for each minibatch, or stack of them, that is left of the epoch."""
         due = run.progress.due
+        if self.steps.updates_per_call != run.updates_per_call:  # another run came between
+            self.steps.use({}, run.updates_per_call)
         for batch, samples in run.open_epoch(self.steps.update_names):
             before = self.state_dict() if run.save_batch else {}
             outputs = self.steps.update(batch)

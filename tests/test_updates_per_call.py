@@ -144,6 +144,16 @@ def test_one_minibatch_can_be_given_as_before(mode):
     assert many.step([X, Y]) == pytest.approx(single.step([X, Y]), rel=1e-8)
 
 
+@pytest.mark.parametrize(("first", "second"), [(4, 1), (1, 4)])
+def test_a_run_goes_on_after_one_with_another_number(first, second, mode):
+    trainer = make(mode)
+    epochs = trainer.iterate(data(), [X, Y], updates_per_call=first, restore_best=False)
+    next(epochs)
+    trainer.minimize(data(), [X, Y], max_epochs=1, updates_per_call=second)
+    next(epochs)
+    assert trainer.update_count == 30
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
