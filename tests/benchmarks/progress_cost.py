@@ -24,6 +24,7 @@ import numpy as np
 from downhill_rms import Dataset, Trainer
 from downhill_rms.history import HistoryFile
 from examples.digits import problem
+from tests.benchmarks.contest import spread
 
 EPOCHS = 25  # in a block
 
@@ -93,7 +94,7 @@ def main():
         times = measure(parser.parse_args().rounds, Path(folder))
     for name, values in times.items():
         ratios = [a / b for a, b in zip(values, times["bare"], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = spread(ratios)
         print(
             f"{name:>8}: an epoch takes {statistics.median(values) * 1e6:.0f} us, "
             f"{middle:.4f} times bare (quartiles {low:.4f} to {high:.4f})"

@@ -40,6 +40,20 @@ def update_by(loss_of, optimiser=OPTIMISER):
     return update
 
 
+def scanned(update):
+    """The updates of a stack of minibatches as one function."""
+
+    def body(carry, batch):
+        *carry, loss = update(*carry, *batch)
+        return tuple(carry), loss
+
+    def many(params, state, *stacks):
+        (params, state), losses = jax.lax.scan(body, (params, state), stacks)
+        return params, state, losses
+
+    return many
+
+
 def network_loss(rung):
     """The loss of the rung's network."""
 
@@ -62,17 +76,7 @@ def network(rung, usage=""):
     if len(rung.rates) > 1:  # the rate is part of the state: one compilation for all
         optimiser = optax.inject_hyperparams(rmsprop)(learning_rate=LEARNING_RATE)
     update = update_by(loss_of, optimiser)
-    jitted = jax.jit(update, donate_argnums=(0, 1))
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def many(params, state, xs, ys):
-        def body(carry, batch):
-            *carry, loss = update(*carry, *batch)
-            return tuple(carry), loss
-
-        (params, state), losses = jax.lax.scan(body, (params, state), (xs, ys))
-        return params, state, losses
-
+    call = jax.jit(scanned(update) if usage == "scan" else update, donate_argnums=(0, 1))
     x, y = rung.data()
     evaluate = jax.jit(loss_of)
 
@@ -91,12 +95,10 @@ def network(rung, usage=""):
         while done < updates:
             first = done * rung.batch % rung.samples
             count = min(together, updates - done, (rung.samples - first) // rung.batch)
-            batch = slice(first, first + count * rung.batch)
+            batch = [a[first : first + count * rung.batch] for a in (x, y)]
             if usage == "scan":
-                stacks = (a[batch].reshape(count, rung.batch, *a.shape[1:]) for a in (x, y))
-                layers, state, loss = many(layers, state, *stacks)
-            else:
-                layers, state, loss = jitted(layers, state, x[batch], y[batch])
+                batch = [a.reshape(count, rung.batch, *a.shape[1:]) for a in batch]
+            layers, state, loss = call(layers, state, *batch)
             done += count
         loss.block_until_ready()
         return layers, state
