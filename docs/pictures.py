@@ -9,7 +9,7 @@ import pytensor.tensor as pt
 from matplotlib.figure import Figure
 
 from downhill_rms import Dataset, Trainer, plots
-from downhill_rms.demos import run_demo
+from downhill_rms.command.demos import run_demo
 
 
 def update_ratios():

@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_loader
+from types import ModuleType
 from typing import Any
 
-from downhill_rms.checkpoint import Checkpoint
-from downhill_rms.dataset import Dataset, as_dataset
-from downhill_rms.graph import Update
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.monitors import Values
-from downhill_rms.presets import preset
+from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.problem import Problem
-from downhill_rms.stopping import StopReason
+from downhill_rms.rule import Hyperparameters, Update, preset
+from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
+from downhill_rms.training import StopReason
+from downhill_rms.watching import Values
 
 __version__ = "0.1.0"
+
+# Modules that users import by one short name, and the rooms where they stand.
+SHORT_NAMES = {
+    "checkpoint": "saving",
+    "check": "command",
+    "datafiles": "data",
+    "divergence": "training",
+    "graph": "rule",
+    "history": "watching",
+    "observers": "watching",
+    "plots": "watching",
+    "presets": "rule",
+    "rmsprop": "rule",
+    "run": "training",
+    "statefile": "saving",
+    "telemetry": "rule",
+}
+
+
+class _ShortNames(MetaPathFinder, Loader):
+    """Find ``downhill_rms.plots`` in its room: the same module under a second name."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        package, _, short = name.rpartition(".")
+        if package != __name__ or short not in SHORT_NAMES:
+            return None
+        return spec_from_loader(name, self)
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        short = spec.name.rpartition(".")[2]
+        module = import_module(f"{__name__}.{SHORT_NAMES[short]}.{short}")
+        spec.loader_state = module.__spec__  # the import system is about to put another there
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None
+        module.__spec__ = module.__spec__.loader_state
+
+
+sys.meta_path.append(_ShortNames())
+
+
+def __getattr__(name: str) -> Any:
+    if name in SHORT_NAMES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 RMSProp = Trainer  # the name that downhill gives the same class
 

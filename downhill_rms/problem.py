@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
+from downhill_rms.rule import Hyperparameters, refuse_unknown
 
 OPTIONS = (
     *("batch_size", "max_epochs", "max_updates"),

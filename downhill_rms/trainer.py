@@ -7,20 +7,20 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from downhill_rms.checkpoint import Checkpoint
-from downhill_rms.dataset import Dataset, as_dataset
-from downhill_rms.divergence import Divergence
-from downhill_rms.graph import Update, read_graph
-from downhill_rms.history import History, Record
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.loop import Loop
-from downhill_rms.monitors import Values, named_expressions
-from downhill_rms.report import open_progress
-from downhill_rms.run import Best, Run, check_rollback
-from downhill_rms.sources import by_input, conform
-from downhill_rms.statefile import read_state, write_state
-from downhill_rms.steps import Steps
-from downhill_rms.stopping import Patience, StopReason
+from downhill_rms.data import Dataset, as_dataset, by_input, conform
+from downhill_rms.rule import Hyperparameters, Update, read_graph
+from downhill_rms.saving import Checkpoint, read_state, write_state
+from downhill_rms.training import (
+    Best,
+    Divergence,
+    Loop,
+    Patience,
+    Run,
+    Steps,
+    StopReason,
+    check_rollback,
+)
+from downhill_rms.watching import History, Record, Values, named_expressions, open_progress
 
 
 class Trainer:

@@ -9,7 +9,7 @@ import pytest
 from pytensor.compile.mode import Mode
 from pytensor.link.vm import VMLinker
 
-from downhill_rms.rewrites import rewriter_of_scans
+from downhill_rms.compiling.rewrites import rewriter_of_scans
 
 
 @pytest.fixture(autouse=True)

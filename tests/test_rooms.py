@@ -1,4 +1,4 @@
-"""The architecture: imports run one way, and files stay small."""
+"""The architecture: imports run one way between the rooms, and the rule knows only itself."""
 
 import ast
 from pathlib import Path
@@ -6,87 +6,106 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "downhill_rms"
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))
+MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Whatever stands further down may import what stands further up, and never the reverse.
-LAYERS = [
-    {
-        "graph",
-        "sources",
-        "monitors",
-        "stopping",
-        "divergence",
-        "generators",
-        "signals",
-        "statefile",
-        "report",
-        "machine",
-        "figures",
-        "float32",
-    },
-    {"sampler", "rewrites"},
-    {"gradients", "dataset", "history", "compiled", "uncompiled", "stacked"}
-    | {"checkpoint", "datafiles"},
-    {"hyperparameters", "background"},
-    {"rmsprop", "tiered", "presets", "parameters", "problem", "observers", "plots"},
-    {"run", "telemetry", "check", "console", "rundirectory"},
-    {"steps"},
-    {"statedict"},
-    {"loop"},
-    {"trainer"},
-    {"demos", "experiment"},
-    {"__init__"},
-    {"cli"},
-    {"__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# What each room may import. The package itself stands on top: its modules may import all but
+# `command`, which may import everything.
+ROOMS = {
+    "rule": set(),
+    "data": set(),
+    "saving": set(),
+    "compiling": {"rule"},
+    "watching": {"rule"},
+    "training": {"rule", "data", "saving", "compiling", "watching"},
+}
 
-# These know neither each other nor the trainer; a record of history holds monitors' values.
-PEERS = {"checkpoint", "dataset", "monitors", "stopping", "history", "report"}
+# These know nothing of each other: data, patience, and what is shown.
+PEERS = {
+    "data/dataset.py",
+    "training/stopping.py",
+    "watching/history.py",
+    "watching/report.py",
+    "saving/checkpoint.py",
+}
 
 
-def imported(module):
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            package, _, name = node.module.partition(".")
+def imported(path):
+    """Every module of the package that a module imports, as a dotted name without the package."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} imports by a relative name"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, inner = name.partition(".")
             if package == "downhill_rms":
-                names = [name] if name else [alias.name for alias in node.names]
-                yield from (name if name in LEVEL else "__init__" for name in names)
+                yield inner
 
 
-def test_every_module_has_its_layer():
-    assert set(MODULES) == set(LEVEL)
+def name_of(path):
+    return path.relative_to(PACKAGE).as_posix()
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_run_one_way(module):
-    for name in imported(module):
-        assert LEVEL[name] < LEVEL[module], f"{module} imports {name}"
+def test_the_rooms_are_these():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == {*ROOMS, "command"}
 
 
-@pytest.mark.parametrize("module", sorted(PEERS))
-def test_peers_do_not_know_each_other(module):
-    known = PEERS - {module, "monitors"}
-    assert not known & set(imported(module))
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path):
+    room = path.parent.name
+    for name in imported(path):
+        first = name.partition(".")[0]
+        if room in ROOMS:
+            assert first in ROOMS[room] | {room}, f"{name_of(path)} imports {name}"
+        elif room != "command" and path.name != "__main__.py":
+            assert first != "command", f"{name_of(path)} imports {name}"
 
 
-def test_the_rule_knows_no_loop_no_data_and_no_compiler():
-    source = (PACKAGE / "rmsprop.py").read_text()
-    assert "pytensor.function" not in source.replace("any ``pytensor.function``", "")
-    assert set(imported("rmsprop")) <= {"graph", "gradients", "hyperparameters"}
+@pytest.mark.parametrize("room", sorted({*ROOMS, "command"}))
+def test_a_room_opens_with_what_it_is_for_and_has_no_code_there(room):
+    docstring, *rest = ast.parse((PACKAGE / room / "__init__.py").read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    assert "import" in docstring.value.value
+    assert "first" in docstring.value.value
+    names = [node for node in rest if not isinstance(node, ast.ImportFrom)]
+    assert all(isinstance(node, ast.Assign) and node.targets[0].id == "__all__" for node in names)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_files_stay_small(module):
-    assert len((PACKAGE / f"{module}.py").read_text().splitlines()) <= 400
+@pytest.mark.parametrize("path", sorted(PEERS))
+def test_peers_do_not_know_each_other(path):
+    known = {peer.removesuffix(".py").replace("/", ".") for peer in PEERS - {path}}
+    for name in imported(PACKAGE / path):
+        assert not any(name == peer or name.startswith(f"{peer}.") for peer in known), name
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_functions_stay_small(module):
-    """40 lines of code; a docstring is not counted."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
-        if isinstance(node, ast.FunctionDef):
-            body = node.body[1:] if ast.get_docstring(node) else node.body
-            lines = body[-1].end_lineno - body[0].lineno + 1 if body else 0
-            assert lines <= 40, f"{module}.{node.name} has {lines} lines"
+def test_the_rule_compiles_nothing():
+    for path in (PACKAGE / "rule").glob("*.py"):
+        called = {
+            ast.unparse(n.func)
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call)
+        }
+        assert not called & {"pytensor.function", "function"}, path.name
+        sources = [
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
+        ]
+        assert not any((n.module or "").startswith("pytensor.compile.function") for n in sources)
+
+
+def test_a_short_name_is_the_module_in_its_room():
+    import downhill_rms.plots
+    from downhill_rms.history import HistoryFile
+
+    import downhill_rms
+    from downhill_rms import observers
+
+    assert downhill_rms.plots is downhill_rms.watching.plots
+    assert observers is downhill_rms.watching.observers
+    assert HistoryFile is downhill_rms.watching.HistoryFile
+    assert downhill_rms.plots.__spec__.name == "downhill_rms.watching.plots"
+    with pytest.raises(AttributeError, match="no attribute 'plot'"):
+        downhill_rms.plot  # noqa: B018

@@ -17,23 +17,22 @@ from pytensor.graph.traversal import toposort
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.type import RandomType
 
-from downhill_rms.compiled import check_mode
-from downhill_rms.dataset import BoundDataset, Dataset, as_dataset
-from downhill_rms.gradients import differentiate
-from downhill_rms.graph import (
+from downhill_rms.compiling import check_mode, findings, pytensor_mode
+from downhill_rms.data import ArraySource, BoundDataset, Dataset, InputSpec, as_dataset, by_input
+from downhill_rms.problem import Problem
+from downhill_rms.rule import (
+    Hyperparameters,
     LossGraph,
+    State,
     describe,
+    differentiate,
+    needed_kinds,
     read_graph,
+    rmsprop_updates,
     variables_in_order,
     warn_of_outer_broadcast,
 )
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.machine import findings
-from downhill_rms.monitors import named_expressions
-from downhill_rms.problem import Problem
-from downhill_rms.rewrites import pytensor_mode
-from downhill_rms.rmsprop import State, needed_kinds, rmsprop_updates
-from downhill_rms.sources import ArraySource, InputSpec, by_input
+from downhill_rms.watching import named_expressions
 
 TERMINAL = textwrap.TextWrapper(
     80,

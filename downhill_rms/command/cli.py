@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from downhill_rms import __version__
-from downhill_rms.check import check as check_problem
-from downhill_rms.console import (
+from downhill_rms.command.check import check as check_problem
+from downhill_rms.command.console import (
     Commands,
     logging_to_terminal,
     parse_assignment,
@@ -20,14 +19,14 @@ from downhill_rms.console import (
     table,
     text_curves,
 )
-from downhill_rms.demos import DEMOS, run_demo
-from downhill_rms.experiment import Request, default_mode
-from downhill_rms.experiment import train as train_problem
-from downhill_rms.plots import learning_curves
+from downhill_rms.command.demos import DEMOS, run_demo
+from downhill_rms.command.experiment import Request, default_mode
+from downhill_rms.command.experiment import train as train_problem
+from downhill_rms.command.rundirectory import RunDirectory, default_path
+from downhill_rms.command.rundirectory import compare as compare_runs
 from downhill_rms.problem import load_problem, problem_name
-from downhill_rms.rundirectory import RunDirectory, default_path
-from downhill_rms.rundirectory import compare as compare_runs
-from downhill_rms.stopping import StopReason
+from downhill_rms.training import StopReason
+from downhill_rms.watching.plots import learning_curves
 
 EXIT_CODES = {StopReason.INTERRUPTED: 130, StopReason.TERMINATED: 143}
 
@@ -35,7 +34,7 @@ Command = Callable[..., Any]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="downhill-rms")
+@click.version_option(package_name="downhill_rms", prog_name="downhill-rms")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 def main(debug: bool) -> None:
     """Minimise symbolic PyTensor losses by minibatch RMSProp."""

@@ -14,7 +14,7 @@ from typing import Any
 import click
 import numpy as np
 
-from downhill_rms.history import History
+from downhill_rms.watching import History
 
 PICTURES = (".png", ".svg", ".pdf")
 CONSTANTS = {"true": True, "false": False, "none": None}

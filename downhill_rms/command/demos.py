@@ -12,11 +12,10 @@ import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor.special import log_softmax
 
-from downhill_rms.dataset import Dataset
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.plots import learning_curves, trace_2d
-from downhill_rms.presets import preset
+from downhill_rms.data import Dataset
+from downhill_rms.rule import Hyperparameters, preset
 from downhill_rms.trainer import Trainer
+from downhill_rms.watching.plots import learning_curves, trace_2d
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

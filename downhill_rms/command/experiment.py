@@ -13,17 +13,17 @@ from typing import Any
 
 import pytensor
 
-from downhill_rms.checkpoint import Checkpoint
-from downhill_rms.datafiles import read_data
-from downhill_rms.dataset import Dataset, as_dataset
-from downhill_rms.history import HistoryFile
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.plots import learning_curves
+from downhill_rms.command.rundirectory import RunDirectory
+from downhill_rms.compiling import TIERED
+from downhill_rms.data import Dataset, as_dataset
+from downhill_rms.data.datafiles import read_data
 from downhill_rms.problem import Problem
-from downhill_rms.rewrites import TIERED
-from downhill_rms.rundirectory import RunDirectory
-from downhill_rms.stopping import StopReason
+from downhill_rms.rule import Hyperparameters
+from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
+from downhill_rms.training import StopReason
+from downhill_rms.watching import HistoryFile
+from downhill_rms.watching.plots import learning_curves
 
 PACKAGES = ("downhill_rms", "pytensor", "numpy", "numba")
 SECONDS_BETWEEN_CHECKPOINTS = 10.0

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from downhill_rms.history import History, Record
+from downhill_rms.watching import History, Record
 
 FORMAT = 1  # of config.json
 

@@ -23,8 +23,8 @@ import pytensor
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs, toposort
 
-from downhill_rms.compiled import CompiledFunction
-from downhill_rms.machine import usable_cores
+from downhill_rms.compiling.compiled import CompiledFunction
+from downhill_rms.compiling.machine import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ FLAGS = ("cast_policy", "cxx", "floatX", "numba__cache", "numba__fastmath")
 # The parent's import path comes before anything else: the child imports what the parent did.
 COMMAND = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from downhill_rms.background import compile_for_parent; compile_for_parent()"
+    "from downhill_rms.compiling.background import compile_for_parent; compile_for_parent()"
 )
 
 _is_child = False

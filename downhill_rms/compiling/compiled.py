@@ -11,8 +11,8 @@ import numpy as np
 import pytensor
 from pytensor.compile.mode import get_mode, predefined_modes
 
-from downhill_rms.graph import Update
-from downhill_rms.rewrites import TIERED, training_mode
+from downhill_rms.compiling.rewrites import TIERED, training_mode
+from downhill_rms.rule import Update
 
 log = logging.getLogger(__name__)
 

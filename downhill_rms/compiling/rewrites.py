@@ -205,7 +205,7 @@ def _teach_numba() -> None:
         register_funcify_default_op_cache_key,
     )
 
-    from downhill_rms import float32
+    from downhill_rms.compiling import float32
 
     def same(x: Any) -> Any:
         return x

@@ -10,10 +10,10 @@ import pytensor.tensor as pt
 from pytensor.graph.replace import clone_replace
 from pytensor.tensor.type import DenseTensorType, TensorType
 
-from downhill_rms.graph import Update, describe
+from downhill_rms.rule import Update, describe
 
 
-def stacked(
+def stack_steps(
     inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]
 ) -> tuple[list[Any], list[Any], list[Update]]:
     """Make one function call of many steps, each of which sees the updates of the one before.

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytensor
 
-from downhill_rms.background import BackgroundCompilation, flags
-from downhill_rms.compiled import CompiledFunction
-from downhill_rms.machine import numba_cache
-from downhill_rms.rewrites import REWRITTEN, source_key
-from downhill_rms.uncompiled import UncompiledFunction
+from downhill_rms.compiling.background import BackgroundCompilation, flags
+from downhill_rms.compiling.compiled import CompiledFunction
+from downhill_rms.compiling.machine import numba_cache
+from downhill_rms.compiling.rewrites import REWRITTEN, source_key
+from downhill_rms.compiling.uncompiled import UncompiledFunction
 
 log = logging.getLogger(__name__)
 

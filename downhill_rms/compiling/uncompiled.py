@@ -19,8 +19,8 @@ from pytensor.graph.rewriting.basic import (
 from pytensor.link.vm import VMLinker
 from pytensor.tensor.elemwise import Elemwise
 
-from downhill_rms.graph import Update
-from downhill_rms.rewrites import rewriter_of_scans
+from downhill_rms.compiling.rewrites import rewriter_of_scans
+from downhill_rms.rule import Update
 
 
 class UncompiledFunction:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from downhill_rms.sources import ArrayColumn, InputSpec
+from downhill_rms.data.sources import ArrayColumn, InputSpec
 
 # Columns that pandas writes for a frame's index: without a name in text, with this one in Parquet.
 INDEX = re.compile(r"|__index_level_\d+__")

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from downhill_rms.sampler import Sampler, Shuffle
-from downhill_rms.sources import (
+from downhill_rms.data.sampler import Sampler, Shuffle
+from downhill_rms.data.sources import (
     ArraySource,
     Batch,
     BatchSource,

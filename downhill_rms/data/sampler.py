@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from downhill_rms.generators import generator_state, set_generator_state
-from downhill_rms.sources import Selection
+from downhill_rms.data.generators import generator_state, set_generator_state
+from downhill_rms.data.sources import Selection
 
 Shuffle = Literal["samples", "batches"] | None
 

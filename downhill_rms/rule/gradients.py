@@ -8,7 +8,7 @@ from typing import Any
 import pytensor.tensor as pt
 from pytensor.gradient import grad
 
-from downhill_rms.graph import describe
+from downhill_rms.rule.graph import describe
 
 
 def differentiate(loss: Any, params: Sequence[Any]) -> list[Any]:

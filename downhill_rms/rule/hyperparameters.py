@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 
-from downhill_rms.gradients import CLIPS
-from downhill_rms.graph import describe
+from downhill_rms.rule.gradients import CLIPS
+from downhill_rms.rule.graph import describe
+from downhill_rms.rule.keywords import refuse_unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,12 +233,3 @@ class Hyperparameters:
 # What help() and editors show; __new__ would hide it.
 _fields = inspect.signature(Hyperparameters.__init__).parameters.values()
 Hyperparameters.__signature__ = inspect.Signature(list(_fields)[1:])  # type: ignore[attr-defined]
-
-
-def refuse_unknown(keywords: Iterable[str], known: Sequence[str]) -> None:
-    """Raise a TypeError that names the nearest known keyword for the first unknown one."""
-    for keyword in keywords:
-        if keyword not in known:
-            nearest = difflib.get_close_matches(keyword, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {nearest[0]!r}?" if nearest else f"Known: {', '.join(known)}."
-            raise TypeError(f"Unknown keyword {keyword!r}. {hint}")

@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
+from downhill_rms.rule.hyperparameters import Hyperparameters
+from downhill_rms.rule.keywords import refuse_unknown
 
 
 def preset(name: str, /, **arguments: Any) -> Hyperparameters:

@@ -13,9 +13,9 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
-from downhill_rms.gradients import CLIPS, add_weight_decay
-from downhill_rms.graph import Update, describe
-from downhill_rms.hyperparameters import Hyperparameters
+from downhill_rms.rule.gradients import CLIPS, add_weight_decay
+from downhill_rms.rule.graph import Update, describe
+from downhill_rms.rule.hyperparameters import Hyperparameters
 
 KINDS = ("mean", "variance", "mean_square", "velocity")  # of accumulators
 STARTED = ("variance", "mean_square")  # those that start at ``initial_accumulator``

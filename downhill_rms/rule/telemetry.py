@@ -7,9 +7,9 @@ from typing import Any
 
 import pytensor.tensor as pt
 
-from downhill_rms.graph import Update
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.rmsprop import State
+from downhill_rms.rule.graph import Update
+from downhill_rms.rule.hyperparameters import Hyperparameters
+from downhill_rms.rule.rmsprop import State
 
 
 def telemetry_names(param_names: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from downhill_rms.statefile import CheckpointError, read_state, write_state
+from downhill_rms.saving.statefile import CheckpointError, read_state, write_state
 
 try:
     import fcntl

@@ -11,20 +11,16 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
-from downhill_rms import statedict
-from downhill_rms.checkpoint import Checkpoint
-from downhill_rms.dataset import BoundDataset
-from downhill_rms.divergence import Divergence, DivergenceError
-from downhill_rms.history import History, Record, format_values
-from downhill_rms.machine import findings
-from downhill_rms.monitors import PassMean, Values
-from downhill_rms.rewrites import pytensor_mode
-from downhill_rms.run import Best, Run
-from downhill_rms.signals import StopSignals
-from downhill_rms.sources import Batch
-from downhill_rms.statefile import CheckpointError, write_state
-from downhill_rms.steps import Steps
-from downhill_rms.stopping import StopReason
+from downhill_rms.compiling import findings, pytensor_mode
+from downhill_rms.data import Batch, BoundDataset
+from downhill_rms.saving import Checkpoint, CheckpointError, write_state
+from downhill_rms.training import statedict
+from downhill_rms.training.divergence import Divergence, DivergenceError
+from downhill_rms.training.run import Best, Run
+from downhill_rms.training.signals import StopSignals
+from downhill_rms.training.steps import Steps
+from downhill_rms.training.stopping import StopReason
+from downhill_rms.watching import History, PassMean, Record, Values, format_values
 
 MAX_ROLLBACKS = 3
 INTERRUPTIONS = (StopReason.INTERRUPTED, StopReason.TERMINATED)

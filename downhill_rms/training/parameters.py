@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from downhill_rms.hyperparameters import refuse_unknown
+from downhill_rms.rule import refuse_unknown
 
 Arrays = dict[str, np.ndarray]  # parameter name -> value
 

@@ -11,22 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from downhill_rms.checkpoint import Checkpoint
-from downhill_rms.dataset import BoundDataset
-from downhill_rms.history import Record
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.monitors import PassMean, Values
-from downhill_rms.parameters import Arrays
-from downhill_rms.report import Progress
-from downhill_rms.sources import Batch
-from downhill_rms.stopping import Patience, StopReason
-
-# The keywords of ``iterate`` that are no hyperparameters.
-OPTIONS = (
-    *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
-    *("min_improvement", "restore_best", "batch_size", "on_divergence"),
-    *("checkpoint", "resume", "save_batch", "progress", "observers", "updates_per_call"),
-)
+from downhill_rms.data import Batch, BoundDataset
+from downhill_rms.rule import Hyperparameters
+from downhill_rms.saving import Checkpoint
+from downhill_rms.training.parameters import Arrays
+from downhill_rms.training.stopping import Patience, StopReason
+from downhill_rms.watching import PassMean, Progress, Record, Values
 
 PROGRESS = ("updates", "epochs", "batches", "finished", "rollbacks")
 

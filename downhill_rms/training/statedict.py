@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.rmsprop import KINDS, STARTED, needed_kinds
-from downhill_rms.steps import Steps
+from downhill_rms.rule import KINDS, STARTED, Hyperparameters, needed_kinds
+from downhill_rms.training.steps import Steps
 
 
 def signature(steps: Steps) -> str:

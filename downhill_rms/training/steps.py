@@ -10,22 +10,32 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.tensor.random.type import RandomType
 
-from downhill_rms import gradients
-from downhill_rms.compiled import CompiledFunction, check_mode
-from downhill_rms.divergence import Divergence, explain_infinite, find_infinite
-from downhill_rms.generators import generator_state, set_generator_state
-from downhill_rms.graph import LossGraph, Update, warn_of_outer_broadcast
-from downhill_rms.hyperparameters import Hyperparameters, refuse_unknown
-from downhill_rms.monitors import named_expressions
-from downhill_rms.parameters import Parameters
-from downhill_rms.rewrites import TIERED
-from downhill_rms.rmsprop import State, rmsprop_updates
-from downhill_rms.run import OPTIONS
-from downhill_rms.sources import Batch, InputSpec
-from downhill_rms.stacked import check_stackable, stacked
-from downhill_rms.telemetry import telemetry_names, update_telemetry
-from downhill_rms.tiered import TieredFunction
-from downhill_rms.uncompiled import UncompiledFunction
+from downhill_rms.compiling import (
+    TIERED,
+    CompiledFunction,
+    TieredFunction,
+    UncompiledFunction,
+    check_mode,
+    check_stackable,
+    stack_steps,
+)
+from downhill_rms.data import Batch, InputSpec, generator_state, set_generator_state
+from downhill_rms.rule import (
+    Hyperparameters,
+    LossGraph,
+    State,
+    Update,
+    gradients,
+    refuse_unknown,
+    rmsprop_updates,
+    telemetry_names,
+    update_telemetry,
+    warn_of_outer_broadcast,
+)
+from downhill_rms.training.divergence import Divergence, explain_infinite, find_infinite
+from downhill_rms.training.options import OPTIONS
+from downhill_rms.training.parameters import Parameters
+from downhill_rms.watching import named_expressions
 
 
 class Steps:
@@ -142,7 +152,7 @@ class Steps:
         rule = self._rule(new, self.state)
         telemetry = update_telemetry(rule, new, self.state) if self.monitor_updates else []
         call = (self.graph.inputs, [*self.outputs, *telemetry], [*rule, *self.graph.updates])
-        return stacked(*call) if self.updates_per_call > 1 else call
+        return stack_steps(*call) if self.updates_per_call > 1 else call
 
     @property
     def learning_rate(self) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from downhill_rms.monitors import Values
+from downhill_rms.watching.monitors import Values
 
 COUNTS: dict[str, type] = {
     "epoch": int,

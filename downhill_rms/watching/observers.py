@@ -13,8 +13,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from downhill_rms.history import Record
-from downhill_rms.hyperparameters import Hyperparameters
+from downhill_rms.rule import Hyperparameters
+from downhill_rms.watching.history import Record
 
 # MLflow takes slashes too, but a store of files makes directories of them: a monitor could not be
 # called a where another is called a/b. It takes colons only where the system's files may have them.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downhill_rms.figures import (
+from downhill_rms.watching.figures import (
     COLOURS,
     MARKERS,
     choose_scale,
@@ -24,7 +24,7 @@ from downhill_rms.figures import (
     open_panels,
     scale_logarithmically,
 )
-from downhill_rms.history import History
+from downhill_rms.watching.history import History
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

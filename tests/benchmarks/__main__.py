@@ -19,7 +19,7 @@ import statistics
 import sys
 from pathlib import Path
 
-from downhill_rms.machine import best_kernel, loaded_openblas, usable_cores
+from downhill_rms.compiling.machine import best_kernel, loaded_openblas, usable_cores
 from tests.benchmarks.contest import disagree, measure, measure_fresh, ratios, spread
 from tests.benchmarks.rungs import FRESH, RUNGS
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from downhill_rms import Dataset, Trainer
-from downhill_rms.history import HistoryFile
+from downhill_rms.watching.history import HistoryFile
 from examples.digits import problem
 from tests.benchmarks.contest import spread
 

@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Dataset, Hyperparameters
-from downhill_rms.check import check
+from downhill_rms.command.check import check
 from downhill_rms.problem import Problem
 
 X, Y = np.zeros((50, 3)), np.zeros(50)

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner
 
 from downhill_rms import __version__
-from downhill_rms.cli import main
+from downhill_rms.command.cli import main
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROBLEM = """
 import numpy as np, pytensor, pytensor.tensor as pt
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from downhill_rms.console import (
+from downhill_rms.command.console import (
     logging_to_terminal,
     one_line,
     parse_assignment,
@@ -17,7 +17,7 @@ from downhill_rms.console import (
     table,
     text_curves,
 )
-from downhill_rms.history import History, Record
+from downhill_rms.watching.history import History, Record
 
 log = logging.getLogger("downhill_rms.test")
 

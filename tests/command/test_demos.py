@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downhill_rms.demos import DEMOS, run_demo
+from downhill_rms.command.demos import DEMOS, run_demo
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def path_of(result):
@@ -95,7 +95,7 @@ def test_a_demo_trains_without_matplotlib():
     program = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "import pytensor; pytensor.config.cxx = ''\n"
-        "from downhill_rms.demos import run_demo\n"
+        "from downhill_rms.command.demos import run_demo\n"
         "print(run_demo('quadratic', mode='FAST_COMPILE').summary[-1])"
     )
     result = subprocess.run(

@@ -5,14 +5,14 @@ import math
 
 import pytest
 
-from downhill_rms.history import History, Record
-from downhill_rms.rundirectory import (
+from downhill_rms.command.rundirectory import (
     RunDirectory,
     RunDirectoryError,
     compare,
     default_path,
     seconds_per_update,
 )
+from downhill_rms.watching.history import History, Record
 
 CONFIG = {"problem": "line.py", "seed": 7, "hyperparameters": {"momentum": 0.9, "decay": None}}
 

@@ -7,7 +7,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
-from downhill_rms.compiled import CompiledFunction, check_mode
+from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 
 
 def test_compiled_at_first_use_and_only_then(mode, caplog):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from downhill_rms.machine import best_kernel, findings, loaded_openblas, usable_cores
+from downhill_rms.compiling.machine import best_kernel, findings, loaded_openblas, usable_cores
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
-from downhill_rms.machine import findings
+from downhill_rms.compiling.machine import findings
 for finding in findings(sys.argv[1]):
     print(finding.prevents_training, finding.text)
 """

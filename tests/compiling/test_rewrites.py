@@ -13,8 +13,8 @@ import pytest
 from pytensor.compile.mode import get_mode
 from scipy.special import expit
 
-from downhill_rms import float32
-from downhill_rms.rewrites import REWRITTEN, training_mode
+from downhill_rms.compiling import float32
+from downhill_rms.compiling.rewrites import REWRITTEN, training_mode
 
 # In double precision, and the relative error that the docstrings promise.
 FUNCTIONS = {
@@ -284,7 +284,7 @@ def test_a_fused_loop_inside_a_scan():
 SCRIPT = """
 import sys
 import numpy as np, pytensor, pytensor.tensor as pt
-from downhill_rms.rewrites import REWRITTEN, training_mode
+from downhill_rms.compiling.rewrites import REWRITTEN, training_mode
 
 x, w = pt.fmatrix("x"), pt.fmatrix("w")
 h = pt.sigmoid(x @ w)

@@ -7,7 +7,7 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Trainer
-from downhill_rms.stacked import check_stackable, stacked
+from downhill_rms.compiling.stacked import check_stackable, stack_steps
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(6, 10, 3)).astype("float32")  # minibatches, samples, features
@@ -49,7 +49,7 @@ def one_by_one(step, mode):
 
 
 def together(step, mode, sizes=(6,)):
-    inputs, outputs, updates = stacked(*step)
+    inputs, outputs, updates = stack_steps(*step)
     function = pytensor.function(inputs, outputs, updates=updates, mode=mode)
     ends = np.cumsum(sizes)
     parts = [function(X[e - s : e], Y[e - s : e]) for s, e in zip(sizes, ends, strict=True)]
@@ -90,7 +90,7 @@ def test_numba_gives_the_same_to_the_last_bit():
 
 def test_inputs_keep_their_names_types_and_static_shapes():
     x = pt.tensor("x", dtype="int64", shape=(None, 7))
-    inputs, _, _ = stacked([x], [x.sum()], [])
+    inputs, _, _ = stack_steps([x], [x.sum()], [])
     assert inputs[0].name == "x_batches"
     assert inputs[0].type.dtype == "int64"
     assert inputs[0].type.shape == (None, None, 7)

@@ -22,13 +22,13 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 
 import downhill_rms as dr
-from downhill_rms import background, tiered
-from downhill_rms.compiled import check_mode
-from downhill_rms.machine import usable_cores
-from downhill_rms.tiered import TieredFunction
-from downhill_rms.uncompiled import UncompiledFunction
+from downhill_rms.compiling import background, tiered
+from downhill_rms.compiling.compiled import check_mode
+from downhill_rms.compiling.machine import usable_cores
+from downhill_rms.compiling.tiered import TieredFunction
+from downhill_rms.compiling.uncompiled import UncompiledFunction
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATIENCE = 120  # seconds that a test waits for another process before it fails
 
 
@@ -171,7 +171,7 @@ def test_children_need_no_script(cold, way):
 ORPHAN = """
 import os, pathlib, signal, sys, time
 import numpy as np, pytensor, pytensor.tensor as pt
-from downhill_rms.tiered import TieredFunction
+from downhill_rms.compiling.tiered import TieredFunction
 
 x, p = pt.matrix("x"), pytensor.shared(np.zeros((2, 2)), name="p")
 function = TieredFunction("orphan", [x], [pt.tanh(x * p).sum()], [(p, p + pt.exp(x))])

@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.tensor.elemwise import Elemwise
 
-from downhill_rms.uncompiled import UncompiledFunction
+from downhill_rms.compiling.uncompiled import UncompiledFunction
 
 
 def test_updates_are_applied_and_calls_counted():

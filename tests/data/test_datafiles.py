@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from downhill_rms.datafiles import DataFileError, read_data
-from downhill_rms.dataset import Dataset
-from downhill_rms.sources import InputSpec
+from downhill_rms.data.datafiles import DataFileError, read_data
+from downhill_rms.data.dataset import Dataset
+from downhill_rms.data.sources import InputSpec
 
 X = InputSpec("x", "float64", 2)
 Y = InputSpec("y", "float64", 1)

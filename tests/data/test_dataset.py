@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downhill_rms.dataset import Dataset, as_dataset
-from downhill_rms.sources import InputSpec
+from downhill_rms.data.dataset import Dataset, as_dataset
+from downhill_rms.data.sources import InputSpec
 
 SHUFFLES = ["samples", "batches", None]
 VECTOR = InputSpec("x", "float64", 1)

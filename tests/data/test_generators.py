@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from downhill_rms.generators import generator_state, set_generator_state
+from downhill_rms.data.generators import generator_state, set_generator_state
 
 KINDS = [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64]
 

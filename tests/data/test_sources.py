@@ -18,8 +18,8 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downhill_rms.dataset import Dataset
-from downhill_rms.sources import InputSpec
+from downhill_rms.data.dataset import Dataset
+from downhill_rms.data.sources import InputSpec
 
 examples = settings(max_examples=30, deadline=None)
 FILES = count()

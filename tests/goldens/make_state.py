@@ -7,8 +7,8 @@ It is never written again. A new format gets a file of its own.
 
 from pathlib import Path
 
-from downhill_rms.statefile import write_state
-from tests.test_resume import OPTIONS, data, make
+from downhill_rms.saving.statefile import write_state
+from tests.training.test_resume import OPTIONS, data, make
 
 FILE = Path(__file__).parent / "state-format-1.npz"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downhill_rms.statefile import CheckpointError, read_state, write_state
+from downhill_rms.saving.statefile import CheckpointError, read_state, write_state
 
 SIZES = (10, 1_000, 30_000)  # values in the file's array
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downhill_rms.statefile import CheckpointError, read_state, write_state
+from downhill_rms.saving.statefile import CheckpointError, read_state, write_state
 
 
 def run(directory):

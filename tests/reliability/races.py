@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from downhill_rms import Checkpoint
-from downhill_rms.statefile import CheckpointError, read_state
+from downhill_rms.saving.statefile import CheckpointError, read_state
 
 HELD, REFUSED, WRONG = 0, 3, 4  # exit codes
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from downhill_rms.statefile import write_state
+from downhill_rms.saving.statefile import write_state
 
 ROUNDS = 9
 BYTES = 100_000_000

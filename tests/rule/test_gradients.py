@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.gradient import disconnected_grad
 
-from downhill_rms import gradients
+from downhill_rms.rule import gradients
 
 RNG = np.random.default_rng(0)
 VALUES = [RNG.normal(size=(3, 2)), 5 * RNG.normal(size=4), np.zeros(2)]

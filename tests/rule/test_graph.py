@@ -10,7 +10,7 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Trainer
-from downhill_rms.graph import read_graph
+from downhill_rms.rule.graph import read_graph
 
 X, Y = pt.matrix("x"), pt.vector("y")
 
@@ -39,7 +39,7 @@ def test_order_is_the_same_in_every_process():
     """downhill walked sets, whose order changes from process to process."""
     program = (
         "import pytensor, pytensor.tensor as pt\n"
-        "from downhill_rms.graph import read_graph\n"
+        "from downhill_rms.rule.graph import read_graph\n"
         "inputs = [pt.scalar(f'x{i}') for i in range(8)]\n"
         "params = [pytensor.shared(0.0, name=f'p{i}') for i in range(8)]\n"
         "graph = read_graph(sum(x * p for x, p in zip(inputs, params)))\n"

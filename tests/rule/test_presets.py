@@ -15,14 +15,14 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Trainer, preset
-from downhill_rms.presets import PRESETS
+from downhill_rms.rule.presets import PRESETS
 
 # All three libraries computed in float64 from end to end: what differs is the order of rounding.
 TOLERANCE = {"rtol": 1e-11, "atol": 1e-14}
 
 
 def load(library):
-    with np.load(Path(__file__).parent / "goldens" / f"{library}.npz") as file:
+    with np.load(Path(__file__).parents[1] / "goldens" / f"{library}.npz") as file:
         return dict(file)
 
 

@@ -7,8 +7,8 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.rmsprop import State, rmsprop_updates
+from downhill_rms.rule.hyperparameters import Hyperparameters
+from downhill_rms.rule.rmsprop import State, rmsprop_updates
 from tests.oracle import Oracle
 
 UPDATES = 50

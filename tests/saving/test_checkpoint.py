@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from downhill_rms import Checkpoint
-from downhill_rms import checkpoint as checkpoint_module
-from downhill_rms.statefile import CheckpointError, read_state
+from downhill_rms.saving import checkpoint as checkpoint_module
+from downhill_rms.saving.statefile import CheckpointError, read_state
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

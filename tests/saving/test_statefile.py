@@ -21,8 +21,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 
-from downhill_rms import statefile
-from downhill_rms.statefile import CheckpointError, read_metadata, read_state, write_state
+from downhill_rms.saving import statefile
+from downhill_rms.saving.statefile import CheckpointError, read_metadata, read_state, write_state
 from tests.reliability import damage, full_disk
 
 NAN_PAYLOAD = np.array([0x7FF8DEADBEEF0001], dtype="uint64").view("float64")
@@ -316,7 +316,7 @@ def test_a_state_is_saved_while_the_interpreter_shuts_down(tmp_path):
     )
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "state.npz")],
-        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent)),
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
         capture_output=True,
         text=True,
         check=False,
@@ -365,7 +365,7 @@ LIMITED = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from downhill_rms.statefile import CheckpointError, read_state, write_state
+from downhill_rms.saving.statefile import CheckpointError, read_state, write_state
 path = Path(sys.argv[1]) / "state.npz"
 write_state(path, {"x": np.arange(3)})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -388,7 +388,7 @@ def test_a_file_size_limit_at_twenty_offsets(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parent.parent)),
+        env=dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2])),
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["raised"] * 20

@@ -3,7 +3,7 @@
 import numpy as np
 import scipy.sparse
 
-from downhill_rms.divergence import describe_infinite, explain_infinite
+from downhill_rms.training.divergence import describe_infinite, explain_infinite
 
 
 def test_counts():

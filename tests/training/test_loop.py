@@ -8,7 +8,7 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
-from downhill_rms.machine import findings
+from downhill_rms.compiling.machine import findings
 
 DATA = [np.arange(12.0)]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytensor
 import pytest
 
-from downhill_rms.parameters import Parameters
+from downhill_rms.training.parameters import Parameters
 
 
 @pytest.fixture

@@ -298,7 +298,7 @@ def test_off_the_main_thread_nothing_is_installed(mode):
 
 
 def test_divergence_can_raise_and_leaves_the_best(mode):
-    from downhill_rms.divergence import DivergenceError
+    from downhill_rms.training.divergence import DivergenceError
 
     calls = []
 

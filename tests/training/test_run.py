@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from downhill_rms.run import Run
-from downhill_rms.stopping import Patience, StopReason
+from downhill_rms.training.run import Run
+from downhill_rms.training.stopping import Patience, StopReason
 
 
 def make(max_updates=None, max_epochs=None, patience=0, **progress):

@@ -11,10 +11,19 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
-from downhill_rms.statefile import CheckpointError, read_state
-from tests.test_resume import DATA, OPTIONS, TARGET, assert_equal, data, make, outcome, whole_run
+from downhill_rms.saving.statefile import CheckpointError, read_state
+from tests.training.test_resume import (
+    DATA,
+    OPTIONS,
+    TARGET,
+    assert_equal,
+    data,
+    make,
+    outcome,
+    whole_run,
+)
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_resume_from_each_file_of_a_run(mode, tmp_path):

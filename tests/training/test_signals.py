@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from downhill_rms.signals import StopSignals
+from downhill_rms.training.signals import StopSignals
 
 
 @pytest.fixture

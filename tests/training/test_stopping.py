@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from downhill_rms.stopping import Patience
+from downhill_rms.training.stopping import Patience
 
 
 def verdicts(losses, **options):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from downhill_rms.history import History, HistoryError, HistoryFile, Record
+from downhill_rms.watching.history import History, HistoryError, HistoryFile, Record
 
 
 def record(epoch, loss=1.0, **keywords):
@@ -325,7 +325,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(form, tmp_path):
 
 WRITER = """
 import sys
-from downhill_rms.history import HistoryFile, Record
+from downhill_rms.watching.history import HistoryFile, Record
 epoch, back = int(sys.argv[2]), int(sys.argv[3])
 with HistoryFile(sys.argv[1]) as write:
     while True:

@@ -4,7 +4,7 @@ import numpy as np
 import pytensor.tensor as pt
 import pytest
 
-from downhill_rms.monitors import PassMean, named_expressions
+from downhill_rms.watching.monitors import PassMean, named_expressions
 
 A, B = pt.scalar("a"), pt.iscalar("b")
 

@@ -9,9 +9,9 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Dataset, Trainer
-from downhill_rms.history import Record
-from downhill_rms.hyperparameters import Hyperparameters
-from downhill_rms.observers import MLflow, TensorBoard
+from downhill_rms.rule.hyperparameters import Hyperparameters
+from downhill_rms.watching.history import Record
+from downhill_rms.watching.observers import MLflow, TensorBoard
 
 # The readers' own imports and protocol buffers warn.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

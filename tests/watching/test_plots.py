@@ -14,11 +14,11 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from downhill_rms.history import History, Record
-from downhill_rms.plots import decay_coefficients, learning_curves, trace_2d, update_ratios
-from downhill_rms.telemetry import telemetry_names
+from downhill_rms.rule.telemetry import telemetry_names
+from downhill_rms.watching.history import History, Record
+from downhill_rms.watching.plots import decay_coefficients, learning_curves, trace_2d, update_ratios
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def make_history(losses, valid=None, every=1, **monitors):

@@ -14,7 +14,7 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms import Dataset, Trainer
-from downhill_rms.report import Bar, Progress, open_progress
+from downhill_rms.watching.report import Bar, Progress, open_progress
 
 DATA = [np.arange(40.0)]
 

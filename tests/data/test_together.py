@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from downhill_rms.dataset import Dataset
+from downhill_rms.data.dataset import Dataset
 
 examples = settings(max_examples=300, deadline=None)
 shuffles = st.sampled_from(["samples", "batches", None])

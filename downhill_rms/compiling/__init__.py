@@ -1,0 +1,25 @@
+"""Compiling: from expressions to functions of a minibatch, and how fast they get and are.
+
+Here stand functions that compile themselves at first use, that never do, or that do in a child
+process; the rewrites of the graph that Numba compiles; and what is known of the machine. It may
+import ``rule``. Open ``compiled.py`` first.
+"""
+
+from downhill_rms.compiling.compiled import CompiledFunction, check_mode
+from downhill_rms.compiling.machine import findings
+from downhill_rms.compiling.rewrites import TIERED, pytensor_mode
+from downhill_rms.compiling.stacked import check_stackable, stack_steps
+from downhill_rms.compiling.tiered import TieredFunction
+from downhill_rms.compiling.uncompiled import UncompiledFunction
+
+__all__ = [
+    "TIERED",
+    "CompiledFunction",
+    "TieredFunction",
+    "UncompiledFunction",
+    "check_mode",
+    "check_stackable",
+    "findings",
+    "pytensor_mode",
+    "stack_steps",
+]

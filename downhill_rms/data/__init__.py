@@ -1,0 +1,23 @@
+"""The data: whatever holds samples becomes minibatches.
+
+Here stand data sets, the sources behind them, the order in which samples are visited, and data
+files (``datafiles``, imported when a file is read). It imports no other room. Open ``dataset.py``
+first.
+"""
+
+from downhill_rms.data.dataset import BoundDataset, Dataset, as_dataset
+from downhill_rms.data.generators import generator_state, set_generator_state
+from downhill_rms.data.sources import ArraySource, Batch, InputSpec, by_input, conform
+
+__all__ = [
+    "ArraySource",
+    "Batch",
+    "BoundDataset",
+    "Dataset",
+    "InputSpec",
+    "as_dataset",
+    "by_input",
+    "conform",
+    "generator_state",
+    "set_generator_state",
+]

@@ -1,0 +1,41 @@
+"""The rule: from a loss graph to the expressions of RMSProp's updates.
+
+Here stand the reading of a graph, gradients with their clips, hyperparameters, presets, the rule
+itself and its telemetry. Everything is a PyTensor expression or a plain value: nothing compiles,
+loops or touches data. It imports no other room. Open ``rmsprop.py`` first.
+"""
+
+from downhill_rms.rule.gradients import differentiate
+from downhill_rms.rule.graph import (
+    LossGraph,
+    Update,
+    describe,
+    read_graph,
+    variables_in_order,
+    warn_of_outer_broadcast,
+)
+from downhill_rms.rule.hyperparameters import Hyperparameters
+from downhill_rms.rule.keywords import refuse_unknown
+from downhill_rms.rule.presets import preset
+from downhill_rms.rule.rmsprop import KINDS, STARTED, State, needed_kinds, rmsprop_updates
+from downhill_rms.rule.telemetry import telemetry_names, update_telemetry
+
+__all__ = [
+    "KINDS",
+    "STARTED",
+    "Hyperparameters",
+    "LossGraph",
+    "State",
+    "Update",
+    "describe",
+    "differentiate",
+    "needed_kinds",
+    "preset",
+    "read_graph",
+    "refuse_unknown",
+    "rmsprop_updates",
+    "telemetry_names",
+    "update_telemetry",
+    "variables_in_order",
+    "warn_of_outer_broadcast",
+]

@@ -1,0 +1,8 @@
+"""The names of what one call of ``iterate`` may be asked for."""
+
+# The keywords of ``iterate`` that are no hyperparameters.
+OPTIONS = (
+    *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
+    *("min_improvement", "restore_best", "batch_size", "on_divergence"),
+    *("checkpoint", "resume", "save_batch", "progress", "observers", "updates_per_call"),
+)

@@ -1,0 +1,21 @@
+"""Watching: what happened, as data, on a terminal, in pictures and in other programs.
+
+Here stand monitors and their means, the history and the bar; and observers and pictures
+(``observers``, ``plots``, imported when used). It may import ``rule``. Open ``history.py`` first.
+"""
+
+from downhill_rms.watching.history import History, HistoryFile, Record, format_values
+from downhill_rms.watching.monitors import PassMean, Values, named_expressions
+from downhill_rms.watching.report import Progress, open_progress
+
+__all__ = [
+    "History",
+    "HistoryFile",
+    "PassMean",
+    "Progress",
+    "Record",
+    "Values",
+    "format_values",
+    "named_expressions",
+    "open_progress",
+]
