@@ -15,12 +15,15 @@ from downhill_rms.training import (
     Divergence,
     Loop,
     Patience,
+    Rows,
     Run,
     Steps,
     StopReason,
     check_rollback,
+    named_outputs,
+    predict,
 )
-from downhill_rms.watching import History, Record, Values, named_expressions, open_progress
+from downhill_rms.watching import History, Record, Values, named_expressions, open_progress, watched
 
 
 class Trainer:
@@ -187,6 +190,58 @@ class Trainer:
         """
         return self.loop.evaluate(as_dataset(dataset, "evaluation").bind(self.steps.specs))
 
+    def predict(
+        self,
+        outputs: Any,
+        data: Any,
+        *,
+        batch_size: int | None = None,
+        progress: bool | None = False,
+    ) -> Any:
+        """Values of symbolic outputs for every sample, with the parameters as they are.
+
+        Parameters
+        ----------
+        outputs : Variable, sequence of Variable, or mapping of str to Variable
+            Expressions of the inputs and the parameters, with one entry for each sample along
+            the data's axis. They are compiled at the first call that names them.
+        data : Dataset or whatever it accepts
+            What the outputs need of the inputs, in the inputs' order or by name: labels that only
+            the loss uses are left out. It is visited in its own order.
+        batch_size : int, optional
+            Samples that are computed at once, for data that are not a `Dataset` yet (32).
+        progress : bool or None
+            Show a bar, as for `iterate`.
+
+        Returns
+        -------
+        ndarray, list of ndarray, or dict of str to ndarray
+            As ``outputs`` were given, in the order of the samples. Each array is made once where
+            the number of samples is known; besides it there is one minibatch in memory.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For outputs or data that cannot be used.
+
+        Examples
+        --------
+        >>> import numpy as np, pytensor, pytensor.tensor as pt
+        >>> x, w = pt.vector("x"), pytensor.shared(2.0, name="w")
+        >>> trainer = Trainer(((x * w - 1) ** 2).mean(), mode="FAST_COMPILE")
+        >>> trainer.predict(x * w, np.array([1.0, 2.0, 3.0]))
+        array([2., 4., 6.])
+        """
+        named = named_outputs(outputs)
+        function, specs = self.steps.prediction(list(named.values()))
+        bound = as_dataset(data, "predict", batch_size).bind(specs)
+        rows = [Rows(f"outputs[{key!r}]", bound.n_samples, bound.axis) for key in named]
+        batches = watched(bound.in_order(), progress, bound.iteration_size)
+        arrays = predict(function, batches, rows)
+        if isinstance(outputs, Mapping):
+            return dict(zip(named, arrays, strict=True))
+        return arrays if isinstance(outputs, list | tuple) else arrays[0]
+
     def iterate(
         self,
         train: Any = None,
@@ -335,6 +390,40 @@ class Trainer:
                 )
             targets = self.best.params
         self.parameters.set(targets)
+
+    def save_parameters(self, path: str | PathLike[str]) -> None:
+        """Write the parameters alone to a file: whole, or not at all.
+
+        Parameters
+        ----------
+        path : path
+            The file, by custom ``.npz``. One that is there is replaced. `numpy.load` reads it.
+
+        Raises
+        ------
+        CheckpointError
+            If it cannot be written; an old file is intact then.
+        """
+        write_state(Path(path), self.parameters.state_dict())
+
+    def load_parameters(self, path: str | PathLike[str]) -> None:
+        """Set the parameters from a file of `save_parameters`, or from any checkpoint.
+
+        Nothing else is looked at: neither the loss, nor accumulators, nor counts.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged or is none of ours.
+        ValueError
+            If names or shapes are not those of the parameters; nothing is set then.
+        """
+        self.parameters.load_state_dict(read_state(Path(path)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training has changed, as named arrays and plain values.

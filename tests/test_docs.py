@@ -1,6 +1,9 @@
 """Every Python program in README and docs runs as it is printed."""
 
+import os
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -31,3 +34,19 @@ def test_programs_run(page, tmp_path, monkeypatch, capsys):
     names = {"__name__": "__main__"}
     for block in programs(page):
         exec(compile(block, str(page), "exec"), names)
+
+
+def test_a_trained_model_is_used_by_a_second_process(tmp_path):
+    """The page's two programs share nothing but the file."""
+    flags = f"{os.environ.get('PYTENSOR_FLAGS', '')},mode=FAST_COMPILE,cxx=".lstrip(",")
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), PYTENSOR_FLAGS=flags)
+    printed = []
+    for block in programs(ROOT / "docs" / "trained_model.rst"):
+        command = [sys.executable, "-c", block]
+        options = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment}
+        done = subprocess.run(command, timeout=120, check=True, **options)
+        printed.append(done.stdout)
+    training, predicting = printed
+    assert float(training.split()[-1]) > 0.9
+    rows = [[float(n) for n in row.split()] for row in re.findall(r"[\d][\d. ]+", predicting)]
+    assert [row.index(max(row)) for row in rows] == [0, 1, 2]

@@ -180,6 +180,11 @@ class BoundDataset:
         self.source, self.sampler = source, dataset.sampler
         self.iteration_size = dataset.iteration_size
 
+    @property
+    def n_samples(self) -> int | None:
+        """Samples in all; None where they are read as they come."""
+        return self.source.n_samples if isinstance(self.source, ArraySource) else None
+
     def epoch(
         self, delivered: int = 0, together: int = 1, limit: float = math.inf
     ) -> Iterator[tuple[Batch, int]]:

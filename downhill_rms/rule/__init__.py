@@ -11,6 +11,7 @@ from downhill_rms.rule.graph import (
     Update,
     describe,
     read_graph,
+    read_outputs,
     variables_in_order,
     warn_of_outer_broadcast,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "needed_kinds",
     "preset",
     "read_graph",
+    "read_outputs",
     "refuse_unknown",
     "rmsprop_updates",
     "telemetry_names",

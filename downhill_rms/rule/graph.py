@@ -122,6 +122,25 @@ def read_graph(
     return LossGraph(loss, tuple(inputs), tuple(params), unique_names(params), tuple(pairs))
 
 
+def read_outputs(outputs: Sequence[Any]) -> tuple[list[Any], list[Update]]:
+    """Find what a function of some expressions is fed, and what it must assign.
+
+    Parameters
+    ----------
+    outputs : sequence of Variable
+        Expressions.
+
+    Returns
+    -------
+    inputs : list of Variable
+        Their free variables, in the order of first use.
+    updates : list of (SharedVariable, Variable)
+        Next states of the random generators behind them.
+    """
+    used = variables_in_order(outputs)
+    return _find_inputs(used), _generator_updates(used, [])
+
+
 def variables_in_order(outputs: Sequence[Any]) -> list[Any]:
     """All variables behind ``outputs``, in the order in which a reader meets them."""
 

@@ -7,8 +7,21 @@ divergence, signals, and the state of it all. It joins ``rule``, ``data``, ``sav
 
 from downhill_rms.training.divergence import Divergence
 from downhill_rms.training.loop import Loop
+from downhill_rms.training.prediction import Rows, named_outputs, predict
 from downhill_rms.training.run import Best, Run, check_rollback
 from downhill_rms.training.steps import Steps
 from downhill_rms.training.stopping import Patience, StopReason
 
-__all__ = ["Best", "Divergence", "Loop", "Patience", "Run", "Steps", "StopReason", "check_rollback"]
+__all__ = [
+    "Best",
+    "Divergence",
+    "Loop",
+    "Patience",
+    "Rows",
+    "Run",
+    "Steps",
+    "StopReason",
+    "check_rollback",
+    "named_outputs",
+    "predict",
+]

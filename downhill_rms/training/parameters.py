@@ -10,6 +10,7 @@ import numpy as np
 from downhill_rms.rule import refuse_unknown
 
 Arrays = dict[str, np.ndarray]  # parameter name -> value
+PREFIX = "param/"  # of their names in a state
 
 
 class Parameters:
@@ -39,6 +40,29 @@ class Parameters:
         """Set values that `copy` returned."""
         for name, value in values.items():
             self.variables[name].set_value(value.copy(), borrow=True)
+
+    def state_dict(self) -> Arrays:
+        """Copies of all values, named as in a state: ``param/w``."""
+        return {f"{PREFIX}{name}": value for name, value in self.copy().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set all values from a state, whatever else is in it.
+
+        Raises
+        ------
+        ValueError
+            If a parameter is missing, unknown, or of another shape or kind. Nothing is set then.
+        """
+        found = {n.removeprefix(PREFIX): v for n, v in state.items() if n.startswith(PREFIX)}
+        missing = [name for name in self.variables if name not in found]
+        unknown = [name for name in found if name not in self.variables]
+        if missing or unknown:
+            raise ValueError(
+                f"The file has parameters {sorted(found)}, and the loss has "
+                f"{sorted(self.variables)}. Their names are the same: rename the shared "
+                "variables, or take the file of this model."
+            )
+        self.set(found)
 
     def set(self, targets: Sequence[Any] | Mapping[str, Any]) -> None:
         """Set values that a user gives: one for each parameter, or some by name.

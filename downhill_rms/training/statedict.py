@@ -28,7 +28,7 @@ def collect(steps: Steps) -> dict[str, Any]:
     accumulators = {n: v.get_value(borrow=True) for n, v in steps.state.accumulators.items()}
     state: dict[str, Any] = {"signature": signature(steps), "update_count": steps.update_count}
     state |= {f"hyperparameter/{name}": value for name, value in values.items()}
-    state |= {f"param/{name}": value for name, value in steps.parameters.copy().items()}
+    state |= steps.parameters.state_dict()
     state |= {f"accumulator/{n}": np.array(v, order="C") for n, v in accumulators.items()}
     state |= {f"generator/{name}": text for name, text in steps.generator_states().items()}
     for function, keys in steps.generator_keys().items():
@@ -48,7 +48,7 @@ def check(
     faults : list of str
         Every field that differs.
     """
-    arrays = {f"param/{name}": value for name, value in steps.parameters.copy().items()}
+    arrays: dict[str, Any] = dict(steps.parameters.state_dict())
     required = {*arrays, "signature", "update_count"}
     required |= {f"hyperparameter/{name}" for name in Hyperparameters.names()}
     required |= {f"generator/{name}" for name in steps.generators}

@@ -26,6 +26,7 @@ from downhill_rms.rule import (
     State,
     Update,
     gradients,
+    read_outputs,
     refuse_unknown,
     rmsprop_updates,
     telemetry_names,
@@ -109,6 +110,7 @@ class Steps:
         self.updates_per_call = 1
         self._updates: dict[Any, CompiledFunction] = {}  # by structure, and whether stacked
         self._update: CompiledFunction | None = None
+        self._predictions: dict[tuple[Any, ...], CompiledFunction] = {}  # by outputs
         self._schedules: dict[Any, Any] = {}  # functions of the update count
         self._shapes_seen = False
 
@@ -118,11 +120,26 @@ class Steps:
         kind = TieredFunction if self.mode == TIERED else CompiledFunction
         return kind(name, inputs, outputs, updates, self.mode, lambda text: self.say(text))
 
+    def prediction(self, outputs: Sequence[Any]) -> tuple[CompiledFunction, list[InputSpec]]:
+        """A function of some outputs, compiled once, and what its inputs accept.
+
+        Its inputs are in the order of the loss's, those that only the outputs use behind them.
+        """
+        key = tuple(outputs)
+        if key not in self._predictions:
+            inputs, updates = read_outputs(outputs)
+            known = [variable for variable in self.graph.inputs if variable in inputs]
+            inputs = [*known, *(variable for variable in inputs if variable not in known)]
+            self._predictions[key] = self._function("prediction", inputs, outputs, updates)
+        function = self._predictions[key]
+        return function, [InputSpec.of(variable) for variable in function.inputs]
+
     def settle(self) -> None:
         """Use one compiled form from the next call on, where the mode is ``"tiered"``."""
         if self.mode == TIERED:
             self.mode = TieredFunction.compiled_mode
-            for function in (self._evaluation, *self._updates.values()):
+            others = (*self._updates.values(), *self._predictions.values())
+            for function in (self._evaluation, *others):
                 assert isinstance(function, TieredFunction)
                 function.settle()
 

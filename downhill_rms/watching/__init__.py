@@ -6,7 +6,7 @@ Here stand monitors and their means, the history and the bar; and observers and 
 
 from downhill_rms.watching.history import History, HistoryFile, Record, format_values
 from downhill_rms.watching.monitors import PassMean, Values, named_expressions
-from downhill_rms.watching.report import Progress, open_progress
+from downhill_rms.watching.report import Progress, open_progress, watched
 
 __all__ = [
     "History",
@@ -18,4 +18,5 @@ __all__ = [
     "format_values",
     "named_expressions",
     "open_progress",
+    "watched",
 ]

@@ -7,13 +7,15 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 EVERY = 0.1  # seconds from one drawing to the next, the least
 WIDE = 100  # columns from which the line is written out
 
 log = logging.getLogger("downhill_rms")
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -123,11 +125,32 @@ def open_progress(wanted: bool | None, total: int | None, epochs: int | None) ->
     ImportError
         If a bar is asked for and tqdm is not installed.
     """
-    looked_at = sys.stderr.isatty() or _in_notebook()
+    return Bar(total, epochs) if _is_shown(wanted) else Progress()
+
+
+def watched(items: Iterable[T], wanted: bool | None, total: int | None) -> Iterable[T]:
+    """The same items, with a bar that counts them where somebody looks.
+
+    Parameters
+    ----------
+    items : iterable
+        What comes.
+    wanted : bool or None
+        As for `open_progress`.
+    total : int or None
+        How many there are, if that is known.
+    """
+    if not _is_shown(wanted):
+        return items
+    shown: Iterable[T] = _tqdm()(items, total=total, file=sys.stderr, dynamic_ncols=True)
+    return shown
+
+
+def _is_shown(wanted: bool | None) -> bool:
     if wanted is None:
         installed = importlib.util.find_spec("tqdm") is not None
         wanted = installed and not log.isEnabledFor(logging.INFO)
-    return Bar(total, epochs) if wanted and looked_at else Progress()
+    return wanted and (sys.stderr.isatty() or _in_notebook())
 
 
 def _in_notebook() -> bool:
