@@ -37,8 +37,9 @@ class Dataset:
         One of:
 
         - an array, or a list, tuple or dict of arrays with the same samples: numpy arrays and
-          memory maps, h5py and zarr data sets, scipy sparse matrices, pandas and polars frames
-          and series, PyTensor shared variables;
+          memory maps, h5py and zarr data sets, scipy sparse matrices, PyTensor shared variables;
+          frames, series, tables and arrays of pandas, polars and Arrow, whose columns of numbers
+          and truth values stand beside each other in one matrix;
         - a callable that returns a batch;
         - an iterable of batches that can be iterated again: a list of batches, a torch
           DataLoader;
@@ -318,7 +319,7 @@ def open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
     """Tell arrays, callables and iterables of batches apart."""
     if inputs is None:
         return BatchSource(lambda: iter([[]]))
-    if hasattr(inputs, "shape"):
+    if hasattr(inputs, "shape") or hasattr(inputs, "to_numpy"):  # an Arrow array has no shape
         return ArraySource([as_column(inputs, axis)], None)
     if isinstance(inputs, Mapping) and inputs:
         return ArraySource([as_column(v, axis) for v in inputs.values()], list(inputs))

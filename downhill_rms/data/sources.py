@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from downhill_rms.data.frames import column_to_array, is_table, table_to_array
+
 Selection = slice | np.ndarray  # consecutive samples, or the indices of any
 Batch = list[Any]  # one array for each input
 
@@ -262,8 +264,10 @@ def as_column(value: Any, axis: int) -> Column:
     """Open anything that holds an array."""
     if hasattr(value, "get_value"):  # a PyTensor shared variable
         value = value.get_value(borrow=True)
-    elif hasattr(value, "to_numpy"):  # pandas, polars, xarray
-        value = value.to_numpy()
+    elif is_table(value):
+        value = table_to_array(value)
+    elif hasattr(value, "to_numpy"):  # a series, an Arrow array, xarray
+        value = column_to_array(value)
     if scipy.sparse.issparse(value):
         return SparseColumn(value, axis)
     sliced_only = hasattr(value, "shape") and not hasattr(value, "__array_interface__")
