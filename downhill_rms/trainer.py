@@ -23,7 +23,15 @@ from downhill_rms.training import (
     named_outputs,
     predict,
 )
-from downhill_rms.watching import History, Record, Values, named_expressions, open_progress, watched
+from downhill_rms.watching import (
+    History,
+    Record,
+    Values,
+    html_table,
+    named_expressions,
+    open_progress,
+    watched,
+)
 
 
 class Trainer:
@@ -89,6 +97,18 @@ class Trainer:
         self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
         self.parameters, self.state = self.steps.parameters, self.steps.state
         self.loop = Loop(self.steps)
+
+    def _repr_html_(self) -> str:
+        """A notebook shows what is trained and what is fed, and how far training has come."""
+        values = self.parameters.variables.items()
+        arrays = [(name, v.get_value(borrow=True)) for name, v in values]
+        rows = [["parameter", name, str(a.shape), str(a.dtype)] for name, a in arrays]
+        for spec in self.steps.specs:
+            rows.append(["input", spec.name or "", f"{spec.ndim} dimensions", spec.dtype])
+        come = f"{self.epoch_count} epochs, {self.update_count} updates"
+        if self.best is not None:
+            come += f", best loss {self.best.loss:.6g}"
+        return html_table(["", "name", "shape", "dtype"], rows, f"Trainer: {come}")
 
     @property
     def update_count(self) -> int:

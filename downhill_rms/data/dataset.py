@@ -116,6 +116,19 @@ class Dataset:
                     "it was made."
                 )
 
+    def __repr__(self) -> str:
+        if isinstance(self.source, ArraySource) and self.sampler is not None:
+            shapes = ", ".join(str(column.shape) for column in self.source.columns)
+            batches = f"{self.iteration_size} minibatches of {self.sampler.batch_size}"
+            order = f"shuffle={self.sampler.shuffle!r}"
+            return f"Dataset({self.name!r}, arrays {shapes}, {batches}, {order})"
+        count = (
+            "as many minibatches as come"
+            if self.iteration_size is None
+            else (f"{self.iteration_size} minibatches")
+        )
+        return f"Dataset({self.name!r}, ready batches, {count} an epoch)"
+
     def __len__(self) -> int:
         """Minibatches in an epoch."""
         if self.iteration_size is None:

@@ -16,7 +16,7 @@ from downhill_rms.rule.graph import describe
 from downhill_rms.rule.keywords import refuse_unknown
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Hyperparameters:
     """The numbers and choices of RMSProp.
 
@@ -158,6 +158,12 @@ class Hyperparameters:
                 f"One gradient clip is in force at most: received {' and '.join(clips)}. "
                 "Leave one out, or set it to 0."
             )
+
+    def __repr__(self) -> str:
+        """What differs from the defaults, as one would write it."""
+        default = Hyperparameters()
+        changed = [f"{name}={self[name]!r}" for name in self.keys() if self[name] != default[name]]
+        return f"Hyperparameters({', '.join(changed)})"
 
     @classmethod
     def names(cls) -> list[str]:

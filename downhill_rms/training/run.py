@@ -21,7 +21,7 @@ from downhill_rms.watching import PassMean, Progress, Record, Values
 PROGRESS = ("updates", "epochs", "batches", "finished", "rollbacks")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Best:
     """The best validation of a run.
 
@@ -42,6 +42,11 @@ class Best:
     update: int
     monitors: Values
     params: Arrays
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {value.shape}" for name, value in self.params.items())
+        monitors = ", ".join(f"{name}={value:.6g}" for name, value in self.monitors.items())
+        return f"Best(epoch={self.epoch}, update={self.update}, {monitors}; params: {shapes})"
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as named arrays and plain values."""

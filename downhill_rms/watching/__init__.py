@@ -6,6 +6,7 @@ Here stand monitors and their means, the history and the bar; and observers and 
 
 from downhill_rms.watching.history import History, HistoryFile, Record, format_values
 from downhill_rms.watching.monitors import PassMean, Values, named_expressions
+from downhill_rms.watching.notebook import html_table
 from downhill_rms.watching.report import Progress, open_progress, watched
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Record",
     "Values",
     "format_values",
+    "html_table",
     "named_expressions",
     "open_progress",
     "watched",

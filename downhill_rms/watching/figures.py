@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,16 @@ FEW = 30  # points of a line that are marked one by one
 
 def open_panels(count: int, ax: Axes | None) -> list[Any]:
     """Axes one above another in a new figure, or the caller's."""
+    panels = [ax] if ax else list(_new_figure().subplots(count, squeeze=False)[:, 0])
+    for panel in panels:
+        panel.grid(True, color="0.88", linewidth=0.6)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+    return panels
+
+
+def _new_figure() -> Figure:
+    """A figure that is not of pyplot's, which would choose a backend and keep it."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -31,16 +43,17 @@ def open_panels(count: int, ax: Axes | None) -> list[Any]:
             "Pictures are drawn by matplotlib: it is not installed. "
             'Run pip install "downhill_rms[plot]".'
         ) from error
-    if ax is None:
-        # Not of pyplot, which would choose a backend and keep the figure.
-        panels = list(Figure(layout="constrained").subplots(count, squeeze=False)[:, 0])
-    else:
-        panels = [ax]
-    for panel in panels:
-        panel.grid(True, color="0.88", linewidth=0.6)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    return panels
+
+    figure = Figure(layout="constrained")
+    # A notebook shows it at the end of a cell, whatever backend is chosen there.
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def finish(panels: Sequence[Any], ax: Axes | None) -> Figure:

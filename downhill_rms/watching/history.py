@@ -9,14 +9,15 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from downhill_rms.watching.monitors import Values
+from downhill_rms.watching.notebook import html_table
 
 COUNTS: dict[str, type] = {
     "epoch": int,
@@ -26,6 +27,7 @@ COUNTS: dict[str, type] = {
     "validated": bool,
     "best": bool,
 }
+SHOWN = 12  # epochs in a notebook's table
 FIELDS = {**COUNTS, "train": dict, "valid": dict}
 ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -101,12 +103,21 @@ class Record:
         return cls(**values)
 
 
+def _cells(record: Record, train: Sequence[str], valid: Sequence[str]) -> list[str]:
+    """One row of a table of epochs; a validation shows where it was made."""
+    counts = [str(record.epoch), str(record.updates), f"{record.seconds:.1f}"]
+    trained = [record.train.get(name, math.nan) for name in train]
+    judged = [record.valid.get(name, math.nan) if record.validated else math.nan for name in valid]
+    values = ["" if math.isnan(value) else f"{value:.4g}" for value in (*trained, *judged)]
+    return [*counts, *values, "✓" if record.best else ""]
+
+
 def format_values(values: Values) -> str:
     """Monitors on one line, four significant digits each, in columns."""
     return " ".join(f"{name}={value:<9.4g}" for name, value in values.items()).rstrip()
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """The records of a trainer, oldest first.
 
@@ -115,6 +126,23 @@ class History:
 
     records: list[Record] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        if not self.records:
+            return "History(no epoch yet)"
+        last = self.records[-1]
+        train, valid = format_values(last.train), format_values(last.valid)
+        text = f"History({len(self)} epochs, {last.updates} updates; last: train {train}"
+        return f"{text}; valid {valid})" if last.valid else f"{text})"
+
+    def _repr_html_(self) -> str:
+        """A notebook shows the last epochs as a table, the newest at the bottom."""
+        names = [f"train {name}" for name in self._monitors("train")]
+        names += [f"valid {name}" for name in self._monitors("valid")]
+        rows = [_cells(r, self._monitors("train"), self._monitors("valid")) for r in self[-SHOWN:]]
+        left_out = len(self) - len(rows)
+        caption = f"{len(self)} epochs" + (f", the last {len(rows)} of them" if left_out else "")
+        return html_table(["epoch", "updates", "seconds", *names, "best"], rows, caption)
+
     def append(self, record: Record) -> None:
         """Add a record."""
         self.records.append(record)
@@ -122,7 +150,13 @@ class History:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> Record:
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
         return self.records[index]
 
     def __iter__(self) -> Iterator[Record]:

@@ -154,7 +154,9 @@ def _is_shown(wanted: bool | None) -> bool:
 
 
 def _in_notebook() -> bool:
-    return "ipykernel" in sys.modules
+    """Whether cells are executed here: IPython's shell has a kernel, and not only a terminal."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and hasattr(ipython.get_ipython(), "kernel")
 
 
 def _tqdm() -> Any:
