@@ -367,7 +367,7 @@ def test_set_params_by_order_and_by_name(mode):
         ([1.0], ValueError, "received 1 for 2"),
         ([[1.0, 2.0, 3.0], 1.0], ValueError, r"received \(3,\) .* for 'a' of \(2,\)"),
         ({"a": [1j, 2], "b": 1}, ValueError, "complex128 for 'a'"),
-        ({"c": 1.0}, TypeError, "Unknown keyword 'c'"),
+        ({"c": 1.0}, TypeError, "Unknown parameter 'c'"),
     ],
 )
 def test_set_params_refuses_what_does_not_fit(targets, error, message, mode):

@@ -21,7 +21,7 @@ def stack_steps(
     Parameters
     ----------
     inputs : sequence of Variable
-        What a minibatch feeds, at least one tensor.
+        What a minibatch feeds.
     outputs : sequence of Variable
         What a step returns.
     updates : sequence of (SharedVariable, Variable)
@@ -31,11 +31,12 @@ def stack_steps(
     -------
     inputs, outputs : list of Variable
         The same with one more dimension in front, which counts the minibatches. Its length is
-        free: a call with another number of minibatches compiles nothing.
+        free: a call with another number of minibatches compiles nothing. Without inputs there is
+        a vector of integers, whose length alone counts.
     updates : list of (SharedVariable, Variable)
         The same shared variables with their values after the last minibatch.
-
     """
+    inputs = inputs or [pt.lscalar("step")]
     shared = [variable for variable, _ in updates]
     results = [*outputs, *(variable.type.filter_variable(new) for variable, new in updates)]
 
@@ -69,7 +70,7 @@ def check_stackable(inputs: Sequence[Any]) -> None:
     Raises
     ------
     TypeError
-        If there is no input, or one that is not a dense tensor.
+        If one is not a dense tensor.
     """
     for variable in inputs:
         if not isinstance(variable.type, DenseTensorType):
@@ -77,11 +78,6 @@ def check_stackable(inputs: Sequence[Any]) -> None:
                 "Minibatches that are stacked are dense arrays: received the input "
                 f"{describe(variable)}. Make one update in a call."
             )
-    if not inputs:
-        raise TypeError(
-            "Minibatches that are stacked feed an input: received a step without inputs. Make one "
-            "update in a call."
-        )
 
 
 def _batches(variable: Any) -> Any:

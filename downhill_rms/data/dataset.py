@@ -211,8 +211,8 @@ class BoundDataset:
             Arrays know their place themselves; an iterable is iterated up to it.
         together : int
             Above 1, up to so many minibatches of one size are delivered at once: their arrays
-            have one more dimension in front, which counts them. The number of samples is that of
-            one minibatch.
+            have one more dimension in front, which counts them; without arrays, one of zeros has
+            that dimension alone. The number of samples is that of one minibatch.
         limit : float
             Minibatches after which nobody asks for more.
         """
@@ -313,7 +313,8 @@ def _stack(
         for _, alike in groupby(chunk, lambda item: [array.shape for array in item[0]]):
             group = list(alike)
             columns = zip(*(batch for batch, _ in group), strict=True)
-            yield [np.stack(arrays) for arrays in columns], group[0][1]
+            stacks = [np.stack(arrays) for arrays in columns]
+            yield stacks or [np.zeros(len(group), dtype="int64")], group[0][1]
 
 
 def read_ahead(batches: Iterator[T], count: int) -> Generator[T, None, None]:

@@ -82,7 +82,7 @@ class Parameters:
                     "dict by name."
                 )
             targets = dict(zip(self.variables, targets, strict=True))
-        refuse_unknown(targets, list(self.variables))
+        refuse_unknown(targets, list(self.variables), "parameter")
         self.put_back({name: self._checked(name, value) for name, value in targets.items()})
 
     def _checked(self, name: str, value: Any) -> np.ndarray:

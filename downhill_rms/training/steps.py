@@ -220,7 +220,12 @@ class Steps:
         """Make one update, however many a call makes; returns the outputs before it."""
         if self.updates_per_call == 1:
             return self.update(batch)
-        return [values[0] for values in self.update([array[None] for array in batch])]
+        stack = [array[None] for array in batch] or [np.zeros(1, dtype="int64")]
+        return [values[0] for values in self.update(stack)]
+
+    def _of_stack(self, batch: Batch, index: int) -> Batch:
+        """One minibatch of a stack, which without inputs has an array that is none of theirs."""
+        return [array[index] for array in batch[: len(self.specs)]]
 
     def update(self, batch: Batch) -> list[Any]:
         """Make one update, or one for each of a stack of minibatches; returns the outputs before.
@@ -238,7 +243,7 @@ class Steps:
         return outputs
 
     def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
-        first = batch if self.updates_per_call == 1 else [array[0] for array in batch]
+        first = batch if self.updates_per_call == 1 else self._of_stack(batch, 0)
         self._look_at_shapes(first)
         values = self.parameters.copy()
         outputs = update(*batch)
@@ -268,7 +273,7 @@ class Steps:
         if outputs and np.ndim(outputs[0]):
             bad = int(np.argmin(np.isfinite(outputs[0])))
             outputs = [values[bad] for values in outputs]
-            batch = batch and [array[bad] for array in batch]
+            batch = batch and self._of_stack(batch, bad)
         values = dict(zip(self.update_names, map(float, outputs), strict=bool(outputs)))
         arrays = {} if batch is None else self._inputs(batch)
         accumulators = self.state.accumulators.items()

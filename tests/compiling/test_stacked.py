@@ -102,6 +102,9 @@ def test_sparse_minibatches_are_refused():
         check_stackable([x])
 
 
-def test_a_step_without_inputs_is_refused():
-    with pytest.raises(TypeError, match="received a step without inputs"):
-        check_stackable([])
+def test_steps_without_inputs_are_counted(mode):
+    """The only input then says how many there are, whatever its values."""
+    w = pytensor.shared(1.0, name="w")
+    inputs, outputs, updates = stack_steps([], [w], [(w, 2 * w)])
+    (values,) = pytensor.function(inputs, outputs, updates=updates, mode=mode)([7, 7, 7])
+    assert (values.tolist(), w.get_value()) == ([1.0, 2.0, 4.0], 8.0)

@@ -419,7 +419,7 @@ def test_unknown_argument_is_refused_with_the_nearest(library, unknown, nearest)
 
 
 def test_argument_of_another_library_is_refused():
-    with pytest.raises(TypeError, match=r"'learning_rate'\. Known: lr, alpha, eps"):
+    with pytest.raises(TypeError, match=r"'learning_rate'\. Did you mean 'lr'"):
         preset("torch", learning_rate=0.1)
 
 

@@ -173,12 +173,34 @@ def test_it_excludes_the_saving_of_minibatches(tmp_path, mode):
         make(mode).iterate(data(), [X, Y], **options)
 
 
-def test_a_loss_without_inputs_is_refused_and_nothing_changes(mode):
-    w = pytensor.shared(np.ones(3), name="w")
-    trainer = Trainer(pt.sqr(w).mean(), mode=mode)
-    with pytest.raises(TypeError, match="feed an input"):
-        trainer.iterate(max_updates=9, updates_per_call=4)
-    assert trainer.step()["loss"] == 1.0
+@pytest.mark.parametrize("rule", RULES, ids=range(len(RULES)))
+def test_a_loss_without_inputs(rule, mode):
+    """Epochs of several updates are asked for by a data set of nothing; None is one update."""
+    trainers = {}
+    for updates_per_call in (1, 2, 4, 50):
+        w = pytensor.shared(np.array([3.0, -1.0]), name="w")
+        noise = pt.random.shared_rng(seed=2).normal(size=2)[1]
+        trainer = Trainer(pt.sqr(w - 0.1 * noise).sum(), monitors={"w": w[0]}, mode=mode)
+        nothing = Dataset(None, iteration_size=7)
+        limits = {"max_updates": 17, "restore_best": False, "patience": 99}
+        trainer.minimize(nothing, updates_per_call=updates_per_call, **limits, **rule)
+        trainer.minimize(max_updates=3, updates_per_call=updates_per_call, restore_best=False)
+        assert (trainer.update_count, trainer.epoch_count) == (20, 6)  # the third of 7 is cut
+        trainer.step()
+        assert trainer.update_count == 21
+        trainers[updates_per_call] = trainer
+    assert outcome(trainers[2]) == outcome(trainers[4]) == outcome(trainers[50])
+    assert_close(trainers[4], trainers[1])
+
+
+def test_a_divergence_without_inputs_is_found_at_its_update(mode):
+    w = pytensor.shared(4.0, name="w")
+    trainer = Trainer(pt.sqrt(w), mode=mode)  # below 0 it is NaN
+    trainer.minimize(
+        Dataset(None, iteration_size=50), max_updates=50, learning_rate=1.0, updates_per_call=10
+    )
+    assert trainer.stop_reason is StopReason.DIVERGED
+    assert "loss is nan" in str(trainer.divergence)
 
 
 def test_hyperparameters_change_between_calls(mode):
