@@ -103,8 +103,10 @@ class Trainer:
         values = self.parameters.variables.items()
         arrays = [(name, v.get_value(borrow=True)) for name, v in values]
         rows = [["parameter", name, str(a.shape), str(a.dtype)] for name, a in arrays]
-        for spec in self.steps.specs:
-            rows.append(["input", spec.name or "", f"{spec.ndim} dimensions", spec.dtype])
+        rows += [
+            ["input", spec.name or "", f"{spec.ndim} dimensions", spec.dtype]
+            for spec in self.steps.specs
+        ]
         come = f"{self.epoch_count} epochs, {self.update_count} updates"
         if self.best is not None:
             come += f", best loss {self.best.loss:.6g}"
