@@ -128,6 +128,7 @@ def minimize(
     train_batches: int | None = None,
     valid_batches: int | None = None,
     *,
+    seed: int | None = None,
     monitor_updates: bool = False,
     mode: Any = None,
     **options: Any,
@@ -148,6 +149,8 @@ def minimize(
         Samples in a minibatch, for data that are not a `Dataset` yet (32).
     train_batches, valid_batches : int, optional
         Minibatches in an epoch and in a validation, for data that are not a `Dataset` yet.
+    seed : int, optional
+        Of the order of the training samples, for data that are not a `Dataset` yet.
     **options
         Limits, patience and hyperparameters, as for `Trainer.iterate`.
 
@@ -168,7 +171,7 @@ def minimize(
     """
     keywords = {"monitor_updates": monitor_updates, "mode": mode}
     trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, **keywords)
-    train = as_dataset(train, "train", batch_size, train_batches)
+    train = as_dataset(train, "train", batch_size, train_batches, seed)
     if valid is not None:
         own = isinstance(valid, Dataset)
         valid = as_dataset(valid, "valid", None if own else batch_size, valid_batches)

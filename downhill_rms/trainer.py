@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from downhill_rms.data import Dataset, as_dataset, by_input, conform
 from downhill_rms.rule import Hyperparameters, Update, read_graph
 from downhill_rms.saving import Checkpoint, read_state, write_state
@@ -277,6 +279,7 @@ class Trainer:
         restore_best: bool = True,
         on_divergence: str = "stop",
         batch_size: int | None = None,
+        seed: int | np.random.Generator | None = None,
         checkpoint: Checkpoint | None = None,
         resume: bool = False,
         save_batch: bool = False,
@@ -311,6 +314,9 @@ class Trainer:
             returns to the last checkpoint with half the learning rate, three times at most.
         batch_size : int, optional
             Samples in a minibatch, for data that are not a `Dataset` yet (32).
+        seed : int or Generator, optional
+            Of the order of the training samples, for data that are not a `Dataset` yet; another
+            order in every run by default.
         checkpoint : Checkpoint, optional
             Where to save the state while training, and at the end.
         resume : bool
@@ -356,7 +362,7 @@ class Trainer:
                 f"A loss with inputs needs data: train is None for {len(specs)} inputs "
                 f"({', '.join(map(str, specs))}). Give train=."
             )
-        data = judge = as_dataset(train, "train", batch_size).bind(specs)
+        data = judge = as_dataset(train, "train", batch_size, seed=seed).bind(specs)
         if valid is not None:
             size = None if isinstance(valid, Dataset) else batch_size
             judge = as_dataset(valid, "valid", size).bind(specs)
@@ -375,7 +381,28 @@ class Trainer:
         self.steps.use(hyperparameters, updates_per_call)
         return self.loop.start(run)
 
-    def minimize(self, *args: Any, **kwargs: Any) -> tuple[Values, Values]:
+    def minimize(
+        self,
+        train: Any = None,
+        valid: Any = None,
+        max_updates: int | None = None,
+        *,
+        max_epochs: int | None = None,
+        validate_every: int = 10,
+        patience: float = 5,
+        min_improvement: float = 0.0,
+        restore_best: bool = True,
+        on_divergence: str = "stop",
+        batch_size: int | None = None,
+        seed: int | np.random.Generator | None = None,
+        checkpoint: Checkpoint | None = None,
+        resume: bool = False,
+        save_batch: bool = False,
+        progress: bool | None = None,
+        observers: Sequence[Callable[[Record], Any]] = (),
+        updates_per_call: int = 1,
+        **hyperparameters: Any,
+    ) -> tuple[Values, Values]:
         """Train to the end: `iterate` with the same arguments, run until it stops.
 
         Returns
@@ -384,7 +411,24 @@ class Trainer:
             What the last epoch handed over; ``best`` has the monitors of the parameters that are
             left in place.
         """
-        for _ in self.iterate(*args, **{"progress": None} | kwargs):
+        for _ in self.iterate(
+            *(train, valid, max_updates),
+            max_epochs=max_epochs,
+            validate_every=validate_every,
+            patience=patience,
+            min_improvement=min_improvement,
+            restore_best=restore_best,
+            on_divergence=on_divergence,
+            batch_size=batch_size,
+            seed=seed,
+            checkpoint=checkpoint,
+            resume=resume,
+            save_batch=save_batch,
+            progress=progress,
+            observers=observers,
+            updates_per_call=updates_per_call,
+            **hyperparameters,
+        ):
             pass
         if not self.history:  # interrupted in the first epoch
             return {}, {}

@@ -1,5 +1,6 @@
 """The contract: counts, means, validation, patience, and every way out."""
 
+import inspect
 import logging
 import math
 
@@ -12,6 +13,7 @@ import scipy.sparse
 
 import downhill_rms
 from downhill_rms import Dataset, StopReason, Trainer
+from downhill_rms.training.options import OPTIONS
 from tests.oracle import Oracle
 
 RNG = np.random.default_rng(5)
@@ -508,3 +510,34 @@ def test_lists_of_numpy_scalars_are_arrays(mode):
     trainer = Trainer(pt.sqr(x - w).mean(), mode=mode)
     values = np.arange(5.0)
     assert trainer.evaluate([list(values)])["loss"] == pytest.approx(np.mean(values**2))
+
+
+def test_minimize_has_the_signature_of_iterate():
+    """Editors complete it; its bar is its one difference."""
+    own, theirs = (inspect.signature(f).parameters for f in (Trainer.minimize, Trainer.iterate))
+    assert list(own) == list(theirs)
+    different = {name for name in own if own[name] != theirs[name]}
+    assert different == {"progress"}
+
+
+def test_what_iterate_takes_is_known_by_name():
+    named = [p.name for p in inspect.signature(Trainer.iterate).parameters.values()]
+    assert set(OPTIONS) == set(named) - {"self", "hyperparameters"}
+
+
+def test_a_seed_makes_the_order(mode):
+    def losses(**options):
+        x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+        trainer = Trainer(pt.sqr(x - w).mean(), mode=mode)
+        data = np.arange(20.0)
+        return [
+            train["loss"]
+            for train, _ in trainer.iterate(data, batch_size=3, max_epochs=3, **options)
+        ]
+
+    assert losses(seed=1) == losses(seed=1)
+    assert losses(seed=1) != losses(seed=2)
+    x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    with pytest.raises(ValueError, match="seed=1 is given with dataset, a Dataset"):
+        Trainer(pt.sqr(x - w).mean(), mode=mode).minimize(Dataset(np.ones(4)), seed=1)
+    downhill_rms.minimize(pt.sqr(x - w).mean(), np.ones(4), seed=1, max_epochs=1, mode=mode)

@@ -214,10 +214,8 @@ def training_data(problem: Problem, trainer: Trainer, batch_size: int | None, se
             f"{', '.join(map(str, trainer.steps.specs))}. Give --train FILE, or a problem with "
             "train."
         )
-    if problem.train is None or isinstance(problem.train, Dataset):
-        return as_dataset(problem.train, "train", batch_size)
-    size = 32 if batch_size is None else batch_size
-    return Dataset(problem.train, "train", size, rng=seed)
+    ready = problem.train is None or isinstance(problem.train, Dataset)
+    return as_dataset(problem.train, "train", batch_size, seed=None if ready else seed)
 
 
 def draw(directory: RunDirectory) -> None:

@@ -166,18 +166,27 @@ class Dataset:
 
 
 def as_dataset(
-    data: Any, name: str, batch_size: int | None = None, iteration_size: int | None = None
+    data: Any,
+    name: str,
+    batch_size: int | None = None,
+    iteration_size: int | None = None,
+    seed: int | np.random.Generator | None = None,
 ) -> Dataset:
-    """Make a `Dataset` of whatever it accepts; one that is ready keeps its own sizes.
+    """Make a `Dataset` of whatever it accepts; one that is ready keeps its own sizes and order.
 
     Raises
     ------
     ValueError
-        If a size is given with a `Dataset` that is ready.
+        If a size or a seed is given with a `Dataset` that is ready.
     """
     if not isinstance(data, Dataset):
         size = 32 if batch_size is None else batch_size
-        return Dataset(data, name, size, iteration_size)
+        return Dataset(data, name, size, iteration_size, rng=seed)
+    if seed is not None:
+        raise ValueError(
+            f"seed={seed!r} is given with {data.name}, a Dataset that has an order of its own. "
+            "Give the seed to Dataset(..., rng=...) instead."
+        )
     if batch_size is not None or iteration_size is not None:
         raise ValueError(
             f"A Dataset has its own sizes: received a batch size of {batch_size} and an epoch of "

@@ -18,6 +18,7 @@ SYNONYMS = (
     ("max_epochs", "epochs", "n_epochs", "num_epochs", "nb_epoch", "nb_epochs"),
     ("max_updates", "max_iter", "maxiter", "n_iter", "max_steps", "num_steps", "iterations"),
     ("batch_size", "batchsize", "minibatch_size", "bs"),
+    ("seed", "random_state", "random_seed"),
     ("train", "train_data", "train_set", "train_loader", "data", "dataset"),
     ("valid", "validation_data", "valid_set", "val_data", "eval_set", "test"),
     ("validate_every", "validation_freq", "eval_every"),
@@ -43,10 +44,6 @@ ELSEWHERE = {
     ),
     **_arguments_of("Dataset", "name iteration_size axis rng shuffle prefetch"),
     **_arguments_of("Checkpoint", "directory every_updates every_epochs every_seconds keep"),
-    **dict.fromkeys(
-        ("seed", "random_state", "random_seed"),
-        "Give the order of the samples its seed by Dataset(..., rng=...).",
-    ),
     **dict.fromkeys(
         ("steps_per_epoch", "train_batches", "valid_batches"),
         "Give the minibatches in an epoch by Dataset(..., iteration_size=...).",

@@ -16,6 +16,7 @@ def make(mode):
 @pytest.mark.parametrize(
     ("keyword", "meant"),
     [
+        ("random_state", "seed"),
         ("lr", "learning_rate"),
         ("step_rate", "learning_rate"),
         ("alpha", "decay"),
@@ -45,8 +46,6 @@ def test_names_of_other_libraries_are_known(keyword, meant, mode):
     [
         ("shuffle", "Dataset"),
         ("rng", "Dataset"),
-        ("seed", r"Dataset\(\.\.\., rng="),
-        ("random_state", r"Dataset\(\.\.\., rng="),
         ("validation_split", "valid="),
         ("monitor_gradients", "Trainer"),
         ("params", "Trainer"),
