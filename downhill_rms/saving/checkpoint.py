@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 import uuid
 import warnings
@@ -23,13 +24,15 @@ STEP = re.compile(r"step-(\d{9,})\.npz")
 # What `write_state` leaves of these files, and of no one else's, when it is killed.
 LEFT = re.compile(r"\.(step-\d+|best|diverged-\d+|probe)\.npz\.[0-9a-f]+\.tmp")
 
+_guard = threading.Lock()
 _held: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
 
 
 def _let_go_in_child() -> None:
     # A forked worker that outlives a killed run would hold the lock on.
     for checkpoint in list(_held):
-        checkpoint.close()
+        checkpoint._opened = checkpoint._in_run = False
+        checkpoint._release()
 
 
 if hasattr(os, "register_at_fork"):
@@ -89,6 +92,7 @@ class Checkpoint:
         self.every_updates, self.every_epochs = every_updates, every_epochs
         self.every_seconds, self.keep = every_seconds, keep
         self._lock: IO[str] | None = None
+        self._opened = self._in_run = False  # who holds the lock: a program, a run, or both
         self.start(0, 0)
 
     def __enter__(self) -> Checkpoint:
@@ -106,6 +110,40 @@ class Checkpoint:
         CheckpointError
             If another process holds it, or it cannot be written.
         """
+        self._take()
+        self._opened = True
+
+    def close(self) -> None:
+        """Let go of the directory, unless a run is still at it."""
+        self._opened = False
+        if not self._in_run:
+            self._release()
+
+    def begin(self) -> None:
+        """Hold the directory for a run, as `open` does.
+
+        Raises
+        ------
+        CheckpointError
+            If another run has this object or its directory, or it cannot be written.
+        """
+        with _guard:
+            if self._in_run:
+                raise CheckpointError(
+                    f"A checkpoint has one run at a time: this one of {self.directory} has one "
+                    "already. Close that run's iterator, or give another directory."
+                )
+            self._take()
+            self._in_run = True
+
+    def end(self) -> None:
+        """Let go of the directory at the end of a run, unless the program opened it itself."""
+        self._in_run = False
+        if not self._opened:
+            self._release()
+
+    def _take(self) -> None:
+        """Make the directory, lock it, see whether it can be written, and tidy it up."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._hold()
@@ -117,8 +155,11 @@ class Checkpoint:
             for name in os.listdir(self.directory):
                 if LEFT.fullmatch(name):  # by a process that was killed
                     (self.directory / name).unlink(missing_ok=True)
-        except OSError as error:
-            self.close()
+        except BaseException as error:
+            if not (self._opened or self._in_run):
+                self._release()
+            if not isinstance(error, OSError):
+                raise
             raise CheckpointError(
                 f"A checkpoint directory can be written: {self.directory} cannot ({error}). Give "
                 "another, or change its permissions."
@@ -147,8 +188,7 @@ class Checkpoint:
         self._lock = lock
         _held.add(self)
 
-    def close(self) -> None:
-        """Let go of the directory."""
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None

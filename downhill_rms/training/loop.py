@@ -16,6 +16,7 @@ from downhill_rms.data import Batch, BoundDataset
 from downhill_rms.saving import Checkpoint, CheckpointError, write_state
 from downhill_rms.training import statedict
 from downhill_rms.training.divergence import Divergence, DivergenceError
+from downhill_rms.training.ending import do_each
 from downhill_rms.training.run import Best, Run
 from downhill_rms.training.signals import StopSignals
 from downhill_rms.training.steps import Steps
@@ -24,6 +25,7 @@ from downhill_rms.watching import History, PassMean, Record, Values, format_valu
 
 MAX_ROLLBACKS = 3
 INTERRUPTIONS = (StopReason.INTERRUPTED, StopReason.TERMINATED)
+FAILURES = (StopReason.DIVERGED, StopReason.ERROR)  # their last state is no place to go on from
 
 log = logging.getLogger(__name__)
 epoch_log = logging.getLogger("downhill_rms.epochs")  # can be silenced where a bar is shown
@@ -122,10 +124,9 @@ class Loop:
             # The second Ctrl-C: it may have come in the middle of an update.
             reason, run.began = StopReason.INTERRUPTED, False
         finally:
-            signals.remove()
-            self._show(run)
-            run.progress.close()
-            self._end(run, reason)
+            signals.install()  # a consumer that leaves has its own in place
+            signals.bear_one_more()
+            self._end(run, reason, signals)
         if reason is StopReason.DIVERGED and run.on_divergence == "raise":
             raise DivergenceError(str(self.divergence))
 
@@ -154,7 +155,8 @@ class Loop:
 
     def _open(self, run: Run, checkpoint: Checkpoint) -> None:
         """Take hold of the directory, and of the newest state in it."""
-        checkpoint.open()
+        checkpoint.begin()
+        run.holds_checkpoint = True
         if not run.resume and checkpoint.steps():
             raise CheckpointError(
                 f"A new run begins in a directory without checkpoints: {checkpoint.directory} "
@@ -170,21 +172,42 @@ class Loop:
             log.info("going on from %s", path)
         checkpoint.start(self.pending.get("run/updates", 0), self.pending.get("run/epochs", 0))
 
-    def _end(self, run: Run, reason: StopReason | None) -> None:
-        self.stop_reason = reason
-        if run.checkpoint is not None:
-            lost = reason in (StopReason.DIVERGED, StopReason.ERROR) or not run.began
-            if not lost and self.steps.diverge(None) is None:
-                self._save(run)
-            run.checkpoint.close()
+    def _end(self, run: Run, reason: StopReason | None, signals: StopSignals) -> None:
+        """Bring a run to its end, all of it, whatever fails on the way; then comes the error."""
+        try:
+            do_each(
+                lambda: self._save_last(run, reason),
+                lambda: self._put_back_best(run, reason),
+                lambda: self._let_go(run),
+                lambda: self._show(run),
+                run.progress.close,
+                signals.remove,
+            )
+            if reason not in FAILURES:  # whoever sent a signal meanwhile is answered, too
+                reason = interruption(signals) or reason
+        except BaseException:
+            reason = StopReason.ERROR
+            raise
+        finally:
+            self.stop_reason = reason
+            log.info("stopped: %s", reason)
+
+    def _save_last(self, run: Run, reason: StopReason | None) -> None:
+        if run.began and reason not in FAILURES and self.steps.diverge(None) is None:
+            self._save(run)
+
+    def _put_back_best(self, run: Run, reason: StopReason | None) -> None:
         wanted = run.restore_best or reason is StopReason.DIVERGED
         # Without a validation of its own, a run has no best and has changed nothing.
         best = self.best if wanted and run.latest else None
-        if best is not None:
-            self.steps.parameters.put_back(best.params)
         # An interrupted run can be taken up from a state, unless its parameters were replaced.
         run.finished = best is not None or reason not in INTERRUPTIONS
-        log.info("stopped: %s", reason)
+        if best is not None:
+            self.steps.parameters.put_back(best.params)
+
+    def _let_go(self, run: Run) -> None:
+        if run.checkpoint is not None and run.holds_checkpoint:
+            run.checkpoint.end()
 
     def _epoch(self, run: Run, signals: StopSignals) -> StopReason | None:
         """Train for what is left of an epoch, validate if it is time, and record it."""

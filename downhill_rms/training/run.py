@@ -109,6 +109,8 @@ class Run:
         Whether the first validation is over, and every update since is whole.
     rollbacks : int
         Returns to a checkpoint so far.
+    holds_checkpoint : bool
+        Whether the run has taken hold of its directory.
     """
 
     train: BoundDataset
@@ -134,6 +136,7 @@ class Run:
     finished: bool = False
     began: bool = False
     rollbacks: int = 0
+    holds_checkpoint: bool = False
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:

@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignals:
-    """Take note of signals while installed; the second of one kind acts at once.
+    """Take note of a signal while installed; the second acts at once.
 
     Off the main thread, where Python allows no handlers, nothing is installed.
 
@@ -27,12 +27,17 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._borne = 1  # signals that are still only noted
         self._former: dict[int, Any] = {}
 
     def install(self) -> None:
         """Put the handlers in place of whatever was there."""
         if threading.current_thread() is threading.main_thread() and not self._former:
             self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def bear_one_more(self) -> None:
+        """Take note of one more, whatever came before: what is being saved would be lost."""
+        self._borne = 1
 
     def remove(self) -> None:
         """Put back what was there before."""
@@ -42,8 +47,9 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = number
+        if self._borne:
+            self._borne -= 1
+            self.received = number if self.received is None else self.received
             return
         self.remove()
         signal.raise_signal(number)

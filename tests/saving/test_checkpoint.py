@@ -268,3 +268,61 @@ def test_a_dead_holders_number_is_not_given_out(tmp_path):
         with pytest.raises(CheckpointError, match=f"held by process {os.getpid()}"):
             Checkpoint(tmp_path).open()
         timer.join()
+
+
+def test_a_forked_child_may_begin_a_run_of_its_own_once_the_parents_is_over(tmp_path):
+    program = (
+        "import os, sys, time\nfrom downhill_rms import Checkpoint\n"
+        "checkpoint = Checkpoint(sys.argv[1])\ncheckpoint.begin()\n"
+        "worker = os.fork()\n"
+        "if not worker:\n"
+        "    time.sleep(0.3)\n    checkpoint.begin()\n    print('begun')\n"
+        "else:\n    checkpoint.end()\n    os.waitpid(worker, 0)\n"
+    )
+    result = run("-c", program, tmp_path)
+    assert result.stdout == "begun\n", result.stderr
+
+
+# One object, one run
+
+
+def test_one_object_serves_one_run_at_a_time(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.begin()
+    with pytest.raises(CheckpointError, match="one run at a time: this one of .* has one already"):
+        checkpoint.begin()
+    with pytest.raises(CheckpointError, match="held by process"):
+        Checkpoint(tmp_path).open()
+    checkpoint.end()
+    with Checkpoint(tmp_path):
+        pass
+    checkpoint.begin()
+    checkpoint.end()
+
+
+def test_the_end_of_a_run_leaves_the_lock_to_whoever_opened_it(tmp_path):
+    with Checkpoint(tmp_path) as checkpoint:
+        checkpoint.begin()
+        checkpoint.end()
+        with pytest.raises(CheckpointError, match="held by process"):
+            Checkpoint(tmp_path).open()
+    with Checkpoint(tmp_path):
+        pass
+
+
+def test_whoever_opened_it_leaves_the_lock_to_the_run(tmp_path):
+    with Checkpoint(tmp_path) as checkpoint:
+        checkpoint.begin()
+    with pytest.raises(CheckpointError, match="held by process"):
+        Checkpoint(tmp_path).open()
+    checkpoint.end()
+    with Checkpoint(tmp_path):
+        pass
+
+
+def test_a_run_that_could_not_begin_leaves_the_object_free(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    with Checkpoint(tmp_path), pytest.raises(CheckpointError, match="held by process"):
+        checkpoint.begin()
+    checkpoint.begin()
+    checkpoint.end()
