@@ -57,6 +57,14 @@ class Hyperparameters:
     max_gradient_elem, max_gradient_norm, max_global_norm : float
         Clip each gradient element, each parameter's gradient norm, or the norm over all
         parameters together. 0 for no clip; at most one may be given.
+    average : {None, "ema", "tail"}
+        Keep an average of each parameter beside it, which validations judge and which is the
+        best: an exponentially weighted one, or the mean over all updates after the
+        ``average_start``-th (Polyak and Ruppert).
+    average_halflife : float
+        Updates after which a value's weight in the average has halved, above 0; for ``"ema"``.
+    average_start : int
+        Updates before the first that counts, at least 0; for ``"tail"``.
     max_update : float
         Bound every element of the step u, before momentum; 0 for no bound. It matters where the
         centered form meets gradients that stop varying, and steps grow to
@@ -86,6 +94,9 @@ class Hyperparameters:
     max_gradient_norm: float = 0.0
     max_global_norm: float = 0.0
     max_update: float = 0.0
+    average: Literal[None, "ema", "tail"] = None
+    average_halflife: float = 100.0
+    average_start: float = 0.0
 
     def __new__(cls, **keywords: Any) -> Hyperparameters:
         """Refuse unknown names before the generated ``__init__`` does so with less help."""
@@ -117,7 +128,8 @@ class Hyperparameters:
             self._check_range("decay", 0, 1)
         self._check_range("rms_regularizer", 0, math.inf, open_low=True)
         self._check_range("momentum", 0, 1)
-        for name in ("initial_accumulator", "weight_decay", "max_update", *CLIPS):
+        self._check_range("average_halflife", 0, math.inf, open_low=True)
+        for name in ("initial_accumulator", "weight_decay", "max_update", "average_start", *CLIPS):
             self._check_range(name, 0, math.inf)
 
     def _check_range(self, name: str, low: float, high: float, open_low: bool = False) -> None:
@@ -146,6 +158,10 @@ class Hyperparameters:
         if self.regularize not in ("variance", "rms"):
             raise ValueError(
                 f"regularize is 'variance' or 'rms': received {self.regularize!r}. Give one."
+            )
+        if self.average not in (None, "ema", "tail"):
+            raise ValueError(
+                f"average is {self.average!r}. It is None, 'ema' or 'tail': give one of these."
             )
         if self.bias_correction and self.initial_accumulator:
             raise ValueError(
@@ -214,6 +230,8 @@ class Hyperparameters:
             "weight_decay": self.weight_decay,
             "max_gradient": self[self.clip] if self.clip else 0.0,
             "max_update": self.max_update,
+            "average_log_decay": -math.log(2) / self.average_halflife,
+            "average_start": self.average_start,
         }
         if isinstance(self.learning_rate, float):
             values["learning_rate"] = self.learning_rate
@@ -232,6 +250,7 @@ class Hyperparameters:
             self.decoupled_weight_decay and self.weight_decay > 0,
             self.clip,
             self.max_update > 0,
+            self.average,
             None if isinstance(self.learning_rate, float) else self.learning_rate,
         )
 

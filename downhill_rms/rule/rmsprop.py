@@ -17,14 +17,16 @@ from downhill_rms.rule.gradients import CLIPS, add_weight_decay
 from downhill_rms.rule.graph import Update, describe
 from downhill_rms.rule.hyperparameters import Hyperparameters
 
-KINDS = ("mean", "variance", "mean_square", "velocity")  # of accumulators
+KINDS = ("mean", "variance", "mean_square", "velocity", "average")  # of accumulators
 STARTED = ("variance", "mean_square")  # those that start at ``initial_accumulator``
 
 
 def needed_kinds(hyperparameters: Hyperparameters) -> tuple[str, ...]:
     """The accumulators that a rule keeps for each parameter."""
     kinds = ("mean", "variance") if hyperparameters.centered else ("mean_square",)
-    return (*kinds, "velocity") if hyperparameters.momentum else kinds
+    if hyperparameters.momentum:
+        kinds = (*kinds, "velocity")
+    return (*kinds, "average") if hyperparameters.average else kinds
 
 
 class State:
@@ -40,12 +42,13 @@ class State:
     Attributes
     ----------
     accumulators : dict of str to SharedVariable
-        ``w_mean``, ``w_variance``, ``w_mean_square`` and ``w_velocity`` for a parameter ``w``,
-        as the rule needs them; each of its parameter's shape and dtype.
+        ``w_mean``, ``w_variance``, ``w_mean_square``, ``w_velocity`` and ``w_average`` for a
+        parameter ``w``, as the rule needs them; each of its parameter's shape and dtype.
     numbers : dict of str to SharedVariable
         The hyperparameters in force, scalars of the widest dtype among the parameters.
     update_count : SharedVariable
-        Updates made, an int64 scalar; only bias correction and schedules advance it.
+        Updates made, an int64 scalar; only bias correction, averages of parameters and
+        schedules advance it.
     """
 
     def __init__(self, params: Sequence[Any], names: Sequence[str]) -> None:
@@ -61,17 +64,29 @@ class State:
         name = f"{self.names[param]}_{kind}"
         if name not in self.accumulators:
             self.starts[name] = start
-            shape = param.get_value(borrow=True).shape
-            value = np.full(shape, start, dtype=param.type.dtype)
+            value = self._start(param, kind, start)
             self.accumulators[name] = pytensor.shared(value, name=name, shape=param.type.shape)
         return self.accumulators[name]
 
+    @staticmethod
+    def _start(param: Any, kind: str, start: float) -> np.ndarray:
+        """An average of parameters starts at the parameter, the others at one number."""
+        value = np.asarray(param.get_value(borrow=True))
+        return value.copy() if kind == "average" else np.full_like(value, start, order="C")
+
+    def averages(self) -> dict[str, Any]:
+        """The averages of parameters, by the parameter's name; empty where none are kept."""
+        named = {name: self.accumulators.get(f"{name}_average") for name in self.names.values()}
+        return {name: average for name, average in named.items() if average is not None}
+
     def reset(self) -> None:
         """Put all accumulators and the update count back to their start."""
-        for name, accumulator in self.accumulators.items():
-            value = accumulator.get_value(borrow=True)
-            start = np.full(value.shape, self.starts[name], dtype=accumulator.type.dtype)
-            accumulator.set_value(start, borrow=True)
+        for param, name in self.names.items():
+            for kind in KINDS:
+                key = f"{name}_{kind}"
+                if key in self.accumulators:
+                    start = self._start(param, kind, self.starts[key])
+                    self.accumulators[key].set_value(start, borrow=True)
         self.update_count.set_value(np.array(0, dtype="int64"))
 
     def assign(self, hyperparameters: Hyperparameters) -> None:
@@ -125,6 +140,16 @@ def rmsprop_updates(
         v_t &= \mu v_{t-1} - u, \quad p_t = p_{t-1} + v_t \\
         v_t &= \mu v_{t-1} - u, \quad p_t = p_{t-1} + \mu v_t - u
 
+    With ``average``, beside each parameter
+
+    .. math::
+
+        a_t = a_{t-1} + w^a_t (p_t - a_{t-1}),
+
+    where :math:`w^a_t` is :math:`(1 - \alpha) / (1 - \alpha^t)` with
+    :math:`\alpha = e^{-\ln 2 / h}` for the halflife h of ``"ema"``, and
+    :math:`1 / \max(t - t_0, 1)` for ``"tail"``, which averages the updates after :math:`t_0`.
+
     Parameters
     ----------
     params : sequence of SharedVariable
@@ -148,7 +173,9 @@ def rmsprop_updates(
     mean and variance estimates", Communications of the ACM 22(9), 1979; it equals
     :math:`E[g^2]_t - E[g]_t^2` and cannot cancel below 0. Uncentered form: T. Tieleman and
     G. Hinton, "Lecture 6.5: rmsprop", Coursera, 2012. Momentum: I. Sutskever et al., "On the
-    importance of initialization and momentum in deep learning", ICML 2013.
+    importance of initialization and momentum in deep learning", ICML 2013. Mean of the tail:
+    B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM
+    Journal on Control and Optimization 30(4), 1992.
     """
     state.assign(hyperparameters)
     numbers = state.numbers
@@ -159,12 +186,16 @@ def rmsprop_updates(
         gradients = add_weight_decay(gradients, params, numbers["weight_decay"])
 
     updates: list[Update] = []
-    if hyperparameters.bias_correction or hyperparameters.has_schedule:
+    counts = hyperparameters.bias_correction or hyperparameters.average
+    if counts or hyperparameters.has_schedule:
         updates.append((state.update_count, state.update_count + 1))
     learning_rate = _learning_rate(hyperparameters, state)
     w = _ewma_weight(hyperparameters, state)
     for param, g in zip(params, gradients, strict=True):
         updates += _update_parameter(param, g, learning_rate, w, hyperparameters, state)
+        if hyperparameters.average:
+            _, param_t = updates[-1]
+            updates.append(_update_average(param, param_t, hyperparameters, state))
     return updates
 
 
@@ -185,10 +216,27 @@ def _learning_rate(hyperparameters: Hyperparameters, state: State) -> Any:
 def _ewma_weight(hyperparameters: Hyperparameters, state: State) -> Any:
     if not hyperparameters.bias_correction:
         return state.numbers["ewma_weight"]
-    # (1 - gamma) / (1 - gamma**t), without the cancellation of either difference.
-    log_decay = state.numbers["log_decay"]
+    return _corrected_weight(state.numbers["log_decay"], state)
+
+
+def _corrected_weight(log_decay: Any, state: State) -> Any:
+    """(1 - gamma) / (1 - gamma**t), without the cancellation of either difference."""
     t = (state.update_count + 1).astype(state.dtype)
     return pt.expm1(log_decay) / pt.expm1(t * log_decay)
+
+
+def _update_average(
+    param: Any, param_t: Any, hyperparameters: Hyperparameters, state: State
+) -> Update:
+    dtype = param.type.dtype
+    if hyperparameters.average == "ema":
+        w = _corrected_weight(state.numbers["average_log_decay"], state)
+    else:
+        t = (state.update_count + 1).astype(state.dtype)
+        w = 1 / pt.maximum(t - state.numbers["average_start"], 1)
+    average_tm1 = state.accumulator(param, "average")
+    average_t = average_tm1 + w.astype(dtype) * (param_t - average_tm1)
+    return average_tm1, average_t.astype(dtype)
 
 
 def _update_parameter(

@@ -310,14 +310,15 @@ class Loop:
 
     def _validate(self, run: Run) -> bool:
         """Take the monitors of the validation data; whether they are the best of the run."""
-        run.latest = self.evaluate(run.valid, must_be_finite=run.epochs == 0)
-        best = run.patience.improves(run.latest["loss"])
-        if best:
-            counts = (self.epoch_count, self.steps.update_count)
-            params = self.steps.parameters.copy()
-            self.best = Best(run.latest["loss"], *counts, run.latest, params)
-            if run.checkpoint is not None:
-                run.checkpoint.save_best(self.state_dict())
+        with self.steps.averaged():
+            run.latest = self.evaluate(run.valid, must_be_finite=run.epochs == 0)
+            best = run.patience.improves(run.latest["loss"])
+            if best:
+                counts = (self.epoch_count, self.steps.update_count)
+                params = self.steps.parameters.copy()
+                self.best = Best(run.latest["loss"], *counts, run.latest, params)
+        if best and run.checkpoint is not None:
+            run.checkpoint.save_best(self.state_dict())
         return best
 
     def _look_at_mean(self, train: Values) -> StopReason | None:

@@ -53,7 +53,10 @@ class Parameters:
         ValueError
             If a parameter is missing, unknown, or of another shape or kind. Nothing is set then.
         """
-        found = {n.removeprefix(PREFIX): v for n, v in state.items() if n.startswith(PREFIX)}
+        # Where averages are kept, it is them that a validation found to be the best.
+        is_best = "best/update" in state and state["best/update"] == state.get("update_count")
+        prefix = f"best/{PREFIX}" if is_best else PREFIX
+        found = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
         missing = [name for name in self.variables if name not in found]
         unknown = [name for name in found if name not in self.variables]
         if missing or unknown:

@@ -11,6 +11,9 @@ import numpy as np
 from downhill_rms.rule import KINDS, STARTED, Hyperparameters, needed_kinds
 from downhill_rms.training.steps import Steps
 
+# Hyperparameters that states of release 0.1.0 do not have; they take their defaults.
+ADDED = ("average", "average_halflife", "average_start")
+
 
 def signature(steps: Steps) -> str:
     """What a model is told by: its inputs, parameters and monitors, in order, as JSON."""
@@ -51,6 +54,7 @@ def check(
     arrays: dict[str, Any] = dict(steps.parameters.state_dict())
     required = {*arrays, "signature", "update_count"}
     required |= {f"hyperparameter/{name}" for name in Hyperparameters.names()}
+    required -= {f"hyperparameter/{name}" for name in ADDED}
     required |= {f"generator/{name}" for name in steps.generators}
     faults = [f"{name} is missing" for name in required - set(given)]
     faults += _check_signature(given.get("signature"), signature(steps))
@@ -62,7 +66,7 @@ def check(
     if not isinstance(count, int | np.integer) or count < 0:
         faults.append(f"update_count is {count!r}")
     prefixes = ("param/", "accumulator/", "hyperparameter/", "generator/")
-    known = required | set(arrays)
+    known = required | set(arrays) | {f"hyperparameter/{name}" for name in ADDED}
     faults += [f"{n} is unknown" for n in given if n.startswith(prefixes) and n not in known]
     hyperparameters = None
     if not any(fault.startswith("hyperparameter/") for fault in faults):
@@ -100,7 +104,8 @@ def _check_arrays(given: Mapping[str, Any], arrays: Mapping[str, Any]) -> list[s
 def _hyperparameters(
     given: Mapping[str, Any], steps: Steps, faults: list[str]
 ) -> Hyperparameters | None:
-    values = {name: given[f"hyperparameter/{name}"] for name in Hyperparameters.names()}
+    fields = {name: f"hyperparameter/{name}" for name in Hyperparameters.names()}
+    values = {name: given[field] for name, field in fields.items() if field in given}
     if values["learning_rate"] is None:
         values["learning_rate"] = steps.hyperparameters.learning_rate
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -254,6 +255,17 @@ class Steps:
             self.refuse_infinite(loss, first, "the first training batch")
         return outputs
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the averages of the parameters in their place for a while, if they are kept."""
+        averages = self.state.averages() if self.hyperparameters.average else {}
+        pairs = [(self.parameters.variables[name], average) for name, average in averages.items()]
+        _exchange(pairs)
+        try:
+            yield
+        finally:
+            _exchange(pairs)
+
     def evaluate(self, batch: Batch) -> list[Any]:
         """The outputs, with the parameters as they are."""
         self._look_at_shapes(batch)
@@ -295,3 +307,11 @@ class Steps:
             shapes = {v: array.shape for v, array in zip(self.graph.inputs, batch, strict=True)}
             shapes |= {p: p.get_value(borrow=True).shape for p in self.graph.params}
             warn_of_outer_broadcast(self.graph.loss, shapes)
+
+
+def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:
+    """Exchange the values of shared variables, without a copy."""
+    for one, other in pairs:
+        value, others = one.get_value(borrow=True), other.get_value(borrow=True)
+        one.set_value(others, borrow=True)
+        other.set_value(value, borrow=True)

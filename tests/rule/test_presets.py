@@ -288,6 +288,9 @@ PLAIN = {
     "max_gradient_norm": 0,
     "max_global_norm": 0,
     "max_update": 0,
+    "average": None,
+    "average_halflife": 100,
+    "average_start": 0,
 }
 TORCH = {"learning_rate": 0.01, "decay": 0.99, "rms_regularizer": 1e-8, "regularize": "rms"}
 # What differs from uncentered RMSProp without any option.

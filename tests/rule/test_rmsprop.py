@@ -229,3 +229,54 @@ def test_reset_puts_accumulators_back_to_their_start(mode):
     ours.state.reset()
     np.testing.assert_array_equal(ours.state.accumulators["a_variance"].get_value(), 1.5)
     np.testing.assert_array_equal(ours.state.accumulators["a_mean"].get_value(), 0)
+
+
+def averages_of(ours):
+    return [average.get_value() for average in ours.state.averages().values()]
+
+
+@pytest.mark.parametrize("halflife", [1.0, 8.0, 1000.0])
+def test_an_exponential_average_weighs_all_values_by_their_age(halflife, mode):
+    """The recurrence against the sum that it stands for, weight by weight."""
+    ours = Ours(
+        start(), "float64", mode, learning_rate=0.1, average="ema", average_halflife=halflife
+    )
+    seen = []
+    for gradients in make_gradients():
+        seen.append([value.copy() for value in ours.update(gradients)])
+        weights = 0.5 ** (np.arange(len(seen))[::-1] / halflife)
+        for got, values in zip(averages_of(ours), zip(*seen, strict=True), strict=True):
+            expected = np.average(np.array(values), axis=0, weights=weights)
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_the_mean_of_the_tail_is_that_of_the_updates_after_its_start(first, mode):
+    ours = Ours(start(), "float64", mode, learning_rate=0.1, average="tail", average_start=first)
+    seen = []
+    for gradients in make_gradients():
+        seen.append([value.copy() for value in ours.update(gradients)])
+        for got, values in zip(averages_of(ours), zip(*seen, strict=True), strict=True):
+            expected = np.mean(values[first:], axis=0) if len(seen) > first else values[-1]
+            np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_averages_change_no_bit_of_the_parameters_and_keep_their_dtype(mode):
+    plain = Ours(start(), "float32", mode, momentum=0.9)
+    averaged = Ours(start(), "float32", mode, momentum=0.9, average="ema")
+    for gradients in make_gradients():
+        for one, other in zip(plain.update(gradients), averaged.update(gradients), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert {a.dtype for a in averages_of(averaged)} == {np.dtype("float32")}
+
+
+def test_an_average_starts_at_its_parameter_and_returns_there(mode):
+    ours = Ours(start(), "float64", mode, average="ema")
+    for got, expected in zip(averages_of(ours), start(), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    ours.update(make_gradients()[0])
+    for param, value in zip(ours.params, start(), strict=True):
+        param.set_value(2 * value)
+    ours.state.reset()
+    for got, expected in zip(averages_of(ours), start(), strict=True):
+        np.testing.assert_array_equal(got, 2 * expected)
