@@ -4,6 +4,8 @@ Numba needs 20 to 60 s for a new graph on an empty cache. The Mode below runs Py
 Python implementation of each operation: it starts in milliseconds and rewrites nothing.
 """
 
+import signal
+
 import pytensor
 import pytest
 from pytensor.compile.mode import Mode
@@ -17,6 +19,14 @@ def fast_compile():
     """Whatever is compiled without naming a mode is compiled fast, and without g++."""
     with pytensor.config.change_flags(cxx="", mode="FAST_COMPILE"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Ctrl-C reaches a test and what it starts, also where pytest itself was told to ignore it."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
 
 
 @pytest.fixture

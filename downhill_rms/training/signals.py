@@ -17,7 +17,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopSignals:
     """Take note of a signal while installed; the second acts at once.
 
-    Off the main thread, where Python allows no handlers, nothing is installed.
+    A signal that is ignored stays ignored: ``nohup``, and ``&`` in a script, start a program like
+    that so that no Ctrl-C meant for another ends it. Off the main thread, where Python allows no
+    handlers, nothing is installed.
 
     Attributes
     ----------
@@ -33,7 +35,8 @@ class StopSignals:
     def install(self) -> None:
         """Put the handlers in place of whatever was there."""
         if threading.current_thread() is threading.main_thread() and not self._former:
-            self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+            self._former = {number: signal.signal(number, self._note) for number in heard}
 
     def bear_one_more(self) -> None:
         """Take note of one more, whatever came before: what is being saved would be lost."""

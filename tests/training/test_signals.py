@@ -44,6 +44,20 @@ def test_handlers_of_the_user_come_back(signals):
         signal.signal(signal.SIGTERM, former)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_is_ignored_stays_ignored(signals, number):
+    former = signal.signal(number, signal.SIG_IGN)
+    try:
+        signals.install()
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        assert signals.received is None
+        signals.remove()
+        assert signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, former)
+
+
 def test_the_second_reaches_the_users_handler(signals):
     seen = []
     former = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
