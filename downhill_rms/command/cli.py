@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import click
 from downhill_rms.command.check import check as check_problem
 from downhill_rms.command.console import (
     Commands,
+    ctrl_c_ends_at_once,
     logging_to_terminal,
     parse_assignment,
     parse_picture,
@@ -20,7 +22,7 @@ from downhill_rms.command.console import (
     text_curves,
 )
 from downhill_rms.command.demos import DEMOS, run_demo
-from downhill_rms.command.experiment import Request, default_mode
+from downhill_rms.command.experiment import Request, default_mode, draw
 from downhill_rms.command.experiment import train as train_problem
 from downhill_rms.command.rundirectory import RunDirectory, default_path
 from downhill_rms.command.rundirectory import compare as compare_runs
@@ -98,9 +100,14 @@ def train(spec: str, out: str | None, resume: bool, progress: bool, **given: Any
     with logging_to_terminal(logging.WARNING if bar else logging.INFO):
         problem = load_problem(spec, request.seed)
         trainer = train_problem(problem, request, directory, resume=resume, progress=bar)
-    click.echo(directory.headline())
+        click.echo(directory.headline())
+        if trainer.stop_reason in EXIT_CODES:
+            words = ("downhill-rms", "train", spec, "--out", str(directory.path), "--resume")
+            click.echo(f"go on with: {shlex.join(words)}")
+        if trainer.stop_reason is not StopReason.TERMINATED:  # whoever sends it waits
+            with ctrl_c_ends_at_once():
+                draw(directory)
     if trainer.stop_reason in EXIT_CODES:
-        click.echo(f"go on with: downhill-rms train {spec} --out {directory.path} --resume")
         sys.exit(EXIT_CODES[trainer.stop_reason])
     if trainer.stop_reason is StopReason.DIVERGED:
         raise click.ClickException(f"{trainer.divergence}; the best parameters are in best.npz")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -70,8 +73,40 @@ def logging_to_terminal(level: int) -> Iterator[None]:
         epochs.setLevel(before[2])
 
 
+@contextlib.contextmanager
+def ctrl_c_ends_at_once() -> Iterator[None]:
+    """Have Ctrl-C end the process where all that matters is saved.
+
+    A KeyboardInterrupt in a destructor shows a traceback, and nobody can catch it.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    _end_at_ctrl_c()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _end_at_ctrl_c() -> None:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nobody else's business
+        signal.signal(signal.SIGINT, _end_process)
+
+
+def _end_process(number: int, frame: FrameType | None) -> None:
+    os.write(sys.stderr.fileno(), b"\nstopped by Ctrl-C\n")
+    os._exit(128 + number)
+
+
 class Commands(click.Group):
     """Commands that answer every error with one line, and Ctrl-C with exit code 130."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program, and show no traceback for a Ctrl-C that comes while Python ends."""
+        try:
+            return super().main(*args, **options)
+        finally:
+            if options.get("standalone_mode", True):
+                _end_at_ctrl_c()
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""

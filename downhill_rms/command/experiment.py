@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,6 @@ from downhill_rms.problem import Problem
 from downhill_rms.rule import Hyperparameters
 from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
-from downhill_rms.training import StopReason
 from downhill_rms.watching import HistoryFile
 from downhill_rms.watching.plots import learning_curves
 
@@ -133,6 +132,8 @@ class Request:
             return problem
         specs = make_trainer(problem).steps.specs
         data: dict[str, Any] = {name: read_data(file, specs) for name, file in files.items()}
+        if not self.valid and problem.valid is not None:
+            log.warning("the problem's own validation data are used: --valid FILE gives others")
         return replace(problem, **data)
 
 
@@ -198,12 +199,21 @@ def train(
     # Held before anything in the directory is touched: another process may train there.
     with checkpoint, history_file, logging_to_file(directory.log_path):
         directory.begin(request.to_config(problem))
-        for _ in epochs:
-            pass
-        directory.finish(trainer.history, {"stop_reason": trainer.stop_reason})
-    if trainer.stop_reason is not StopReason.TERMINATED:  # whoever sends it waits
-        draw(directory)
+        try:
+            for _ in epochs:
+                pass
+        except Exception as error:
+            with suppress(OSError):  # a full disk may be what ended the run
+                directory.write_result(_result(trainer, error))
+            raise
+        directory.finish(trainer.history, _result(trainer))
     return trainer
+
+
+def _result(trainer: Trainer, error: Exception | None = None) -> dict[str, Any]:
+    """How a run ended, as ``result.json`` keeps it."""
+    result = {"stop_reason": trainer.stop_reason, "updates": trainer.update_count}
+    return result if error is None else {**result, "error": f"{type(error).__name__}: {error}"}
 
 
 def training_data(problem: Problem, trainer: Trainer, batch_size: int | None, seed: int) -> Any:

@@ -75,6 +75,10 @@ class RunDirectory:
     def finish(self, history: History, result: Mapping[str, Any]) -> None:
         """Write all that happened, and how the run ended."""
         history.to_jsonl(self.history_path)
+        self.write_result(result)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write how the run ended: ``stop_reason``, ``updates``, and ``error`` if one ended it."""
         _write_json(self.result_path, result)
 
     def read_config(self) -> dict[str, Any]:
@@ -117,13 +121,17 @@ class RunDirectory:
         history = self.read_history()
         best = best_record(history)
         last = history[-1] if len(history) else None
+        result = self.read_result()
+        # A run may end in the middle of an epoch, of which the history knows nothing.
+        updates = result.get("updates", 0 if last is None else last.updates)
         return {
             "run": str(self.path),
             "best valid loss": _number(math.nan if best is None else best.valid["loss"]),
             "best epoch": "-" if best is None else str(best.epoch),
-            "stopped": self.read_result().get("stop_reason", "not yet, or killed"),
+            "stopped": result.get("stop_reason", "not yet, or killed"),
+            **({"error": result["error"]} if "error" in result else {}),
             "epochs": "0" if last is None else str(last.epoch),
-            "updates": "0" if last is None else str(last.updates),
+            "updates": str(updates),
             "seconds": "-" if last is None else f"{last.seconds:.1f}",
             "time per update": _duration(seconds_per_update(history)),
         }
@@ -169,9 +177,12 @@ def compare(directories: Sequence[RunDirectory]) -> list[dict[str, str]]:
     settings = [directory.settings() for directory in directories]
     names = dict.fromkeys(name for values in settings for name in values)
     different = [n for n in names if len({values.get(n, "-") for values in settings}) > 1]
+    results = [directory.results() for directory in directories]
+    for row in results:
+        row.pop("error", None)  # a sentence in a table; `show` has it
     rows = [
-        {**directory.results(), **{name: values.get(name, "-") for name in different}}
-        for directory, values in zip(directories, settings, strict=True)
+        {**result, **{name: values.get(name, "-") for name in different}}
+        for result, values in zip(results, settings, strict=True)
     ]
     losses = [directory.best_loss() for directory in directories]
     order = sorted(range(len(rows)), key=lambda i: (math.isnan(losses[i]), losses[i]))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from downhill_rms.command.cli import main
 
 ROOT = Path(__file__).parents[2]
 PROBLEM = """
+import atexit, os, signal
 import numpy as np, pytensor, pytensor.tensor as pt
+import downhill_rms as dr
 
 x, y = pt.matrix("x"), pt.vector("y")
 w = pytensor.shared(np.zeros(2), name="w")
@@ -51,6 +54,52 @@ def endless():
 
 def diverging():
     return {**problem(), "hyperparameters": {"learning_rate": 1e200}}
+
+
+def batches(at, act):
+    calls = []
+
+    def batch():
+        calls.append(1)
+        if len(calls) == at:
+            act()
+        return [part[:10] for part in problem()["train"]]
+
+    return dr.Dataset(batch, iteration_size=4)
+
+
+def fail():
+    raise OSError("the disk with the data is gone")
+
+
+OPTIONS = {"validate_every": 1, "max_epochs": 6}
+
+
+def failing():
+    return {**problem(), "train": batches(6, fail), "options": OPTIONS}
+
+
+def interrupted():
+    data = batches(5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    return {**problem(), "train": data, "options": OPTIONS}
+
+
+class Impatient:
+    def __del__(self):  # where nobody can catch a KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def impatient_while_drawing():
+    from matplotlib.figure import Figure
+
+    save = Figure.savefig
+    Figure.savefig = lambda *given, **options: (Impatient(), save(*given, **options))
+    return interrupted()
+
+
+def impatient_at_the_end():
+    atexit.register(Impatient)
+    return interrupted()
 
 
 def integers():
@@ -205,7 +254,7 @@ def test_a_run_that_diverges_is_an_error_that_keeps_the_best():
     result = run("train", "line.py:diverging", "--out", "run")
     assert result.exit_code == 1
     assert "loss" in result.stderr.splitlines()[-1]
-    assert json.loads(Path("run/result.json").read_text()) == {"stop_reason": "diverged"}
+    assert json.loads(Path("run/result.json").read_text())["stop_reason"] == "diverged"
     assert Path("run/checkpoints/best.npz").exists()
 
 
@@ -243,6 +292,60 @@ def test_show_prints_how_a_run_went():
     assert shown["updates"] == "24"
     assert shown["momentum"] == "0.5"
     assert re.fullmatch(r"\d+(\.\d+)? (us|ms|s)", shown["time per update"])
+
+
+def test_show_names_the_error_that_ended_a_run():
+    result = run("train", "line.py:failing", "--out", "run")
+    assert (result.exit_code, result.stderr.splitlines()[-1].split(": ")[1:2]) == (1, ["OSError"])
+    output = succeed("show", "run")
+    assert re.search(r"^stopped +error$", output, re.MULTILINE)
+    assert re.search(r"^error +OSError: the disk with the data is gone$", output, re.MULTILINE)
+    assert re.search(r"^updates +5$", output, re.MULTILINE)
+    assert "error" in succeed("compare", "run")
+    succeed("train", "line.py", "--out", "run", "--resume", "--max-epochs", 2)
+    assert "disk" not in succeed("show", "run")
+
+
+def test_a_run_refused_to_go_on_keeps_its_epochs():
+    succeed("train", "line.py", "--out", "run")
+    before = history("run")
+    assert run("train", "line.py", "--out", "run", "--resume", "--batch-size", 7).exit_code == 1
+    assert history("run") == before
+
+
+def test_interrupted_in_the_middle_of_an_epoch_the_count_is_the_true_one():
+    result = run("train", "line.py:interrupted", "--out", "a run")
+    assert result.exit_code == 130
+    assert "ended (interrupted) after 1 epochs, 5 updates" in result.stdout
+    assert re.search(r"^updates +5$", succeed("show", "a run"), re.MULTILINE)
+
+
+def test_a_printed_command_can_be_pasted():
+    Path("my line.py").write_text(PROBLEM)
+    result = run("train", "my line.py:interrupted", "--out", "a run")
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("go on with: ")]
+    command = shlex.split(line.removeprefix("go on with: "))
+    assert command == [
+        "downhill-rms",
+        "train",
+        "my line.py:interrupted",
+        "--out",
+        "a run",
+        "--resume",
+    ]
+
+
+def test_validation_data_of_the_problem_are_named_beside_a_training_file():
+    rng = np.random.default_rng(0)
+    np.savez("train.npz", x=rng.normal(size=(40, 2)), y=rng.normal(size=40))
+    said = "the problem's own validation data are used"
+    with_files = ("--train", "train.npz", "--max-epochs", 1)
+    assert said in run("train", "line.py", "--out", "own", *with_files).stderr
+    assert said in run("check", "line.py", "--train", "train.npz").stderr
+    other = run("train", "line.py", "--out", "other", "--valid", "train.npz", *with_files)
+    assert said not in other.stderr
+    without = run("train", "line.py:without_data", "--out", "without", *with_files)
+    assert said not in without.stderr
 
 
 def test_compare_puts_the_best_first():
@@ -383,6 +486,17 @@ def test_a_signal_saves_the_run_and_has_its_exit_code(number, code):
     output, errors = resumed.communicate(timeout=60)
     assert resumed.returncode == 0, errors
     assert [record["epoch"] for record in history("run")] == list(range(1, done + 3))
+
+
+@pytest.mark.parametrize("name", ["impatient_while_drawing", "impatient_at_the_end"])
+def test_a_second_ctrl_c_shows_no_traceback(name):
+    process = spawn("train", f"line.py:{name}", "--out", "run")
+    output, errors = process.communicate(timeout=60)
+    assert "go on with: " in output
+    assert errors.endswith("\nstopped by Ctrl-C\n")
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert json.loads(Path("run/result.json").read_text())["updates"] == 5
 
 
 def test_version_and_help_name_everything():
