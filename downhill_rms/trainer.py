@@ -276,6 +276,8 @@ class Trainer:
         validate_every: int = 10,
         patience: float = 5,
         min_improvement: float = 0.0,
+        monitor: str = "loss",
+        higher_is_better: bool = False,
         restore_best: bool = True,
         on_divergence: str = "stop",
         batch_size: int | None = None,
@@ -304,7 +306,11 @@ class Trainer:
         patience : float
             Validations in a row without improvement that are borne (5).
         min_improvement : float
-            Relative improvement of the validation loss that counts.
+            Relative improvement of what is judged that counts.
+        monitor : str
+            The monitor that validations are judged by, for patience and for the best.
+        higher_is_better : bool
+            Whether it is to rise, as an accuracy is.
         restore_best : bool
             Leave the parameters of the best validation in place, whatever ends the run.
         on_divergence : {"stop", "raise", "rollback"}
@@ -330,7 +336,8 @@ class Trainer:
             Show a bar (extra ``progress``) in a terminal or a notebook. None, the default of
             ``minimize``, shows none where logging shows a line for each epoch already.
         observers : sequence of callable
-            Each is given the `Record` of every epoch.
+            Each is given the `Record` of every epoch. One that returns `StopReason.OBSERVER` ends
+            the run, with the best parameters in place.
         updates_per_call : int
             Minibatches that one call of the compiled function takes (1), for models so small
             that the call costs most. Signals, checkpoints and the loss are looked at between.
@@ -366,9 +373,17 @@ class Trainer:
         if valid is not None:
             size = None if isinstance(valid, Dataset) else batch_size
             judge = as_dataset(valid, "valid", size).bind(specs)
+        if monitor not in self.steps.names:
+            raise ValueError(
+                f"monitor={monitor!r} is none of this trainer's: {', '.join(self.steps.names)}. "
+                "Name one of these, or give it to Trainer(..., monitors=...)."
+            )
+        if not isinstance(higher_is_better, bool):
+            raise TypeError(f"higher_is_better is {higher_is_better!r}. Give True or False.")
+        patience_of_run = Patience(patience, min_improvement, monitor, higher_is_better)
         limits = (max_updates, max_epochs, validate_every)
         run = Run(
-            *(data, judge, Patience(patience, min_improvement), *limits),
+            *(data, judge, patience_of_run, *limits),
             *(restore_best, on_divergence),
             checkpoint=checkpoint,
             resume=resume,
@@ -391,6 +406,8 @@ class Trainer:
         validate_every: int = 10,
         patience: float = 5,
         min_improvement: float = 0.0,
+        monitor: str = "loss",
+        higher_is_better: bool = False,
         restore_best: bool = True,
         on_divergence: str = "stop",
         batch_size: int | None = None,
@@ -417,6 +434,8 @@ class Trainer:
             validate_every=validate_every,
             patience=patience,
             min_improvement=min_improvement,
+            monitor=monitor,
+            higher_is_better=higher_is_better,
             restore_best=restore_best,
             on_divergence=on_divergence,
             batch_size=batch_size,

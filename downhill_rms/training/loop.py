@@ -6,6 +6,7 @@ import logging
 import math
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -223,18 +224,23 @@ class Loop:
         if validated and ending is not StopReason.DIVERGED:
             best = self._validate(run)
             ending = ending or run.after_validation()
-        self._record(run, train, validated, best)
+        if self._record(run, train, validated, best) and ending is None:
+            ending = StopReason.OBSERVER
+            if not validated:  # a run ends with a validation of its final parameters
+                best = self._validate(run)
+                amended = replace(self.history[-1], valid=run.latest, validated=True, best=best)
+                self.history.records[-1] = amended
         return ending or self._save_if_due(run)
 
-    def _record(self, run: Run, train: Values, validated: bool, best: bool) -> None:
-        """Write down an epoch, and tell whoever wants to know."""
+    def _record(self, run: Run, train: Values, validated: bool, best: bool) -> bool:
+        """Write down an epoch, and tell whoever wants to know; whether an observer ends the run."""
         counts = (self.epoch_count, self.steps.update_count, run.seconds)
         learning_rate = self.steps.learning_rate
         record = Record(*counts, train, run.latest, validated, best, learning_rate)
         self.history.append(record)
         epoch_log.info("%s", record)
-        for observe in run.observers:
-            observe(record)
+        answers = [observe(record) for observe in run.observers]
+        return any(answer is StopReason.OBSERVER for answer in answers)
 
     def _show(self, run: Run) -> None:
         """Draw where the run has come to."""
@@ -244,8 +250,10 @@ class Loop:
         elif len(self.history):
             train = self.history[-1].train["loss"]
         valid = run.latest.get("loss", math.nan)
-        best = math.nan if self.best is None else self.best.loss
-        losses = {"train": train, "valid": valid, "best": best}
+        judge = run.patience.monitor
+        best = math.nan if self.best is None else self.best.monitors[judge]
+        label = "best" if judge == "loss" else f"best {judge}"
+        losses = {"train": train, "valid": valid, label: best}
         run.progress.draw(epoch, run.updates, losses)
 
     def _train(self, run: Run, signals: StopSignals) -> StopReason | None:
@@ -312,7 +320,13 @@ class Loop:
         """Take the monitors of the validation data; whether they are the best of the run."""
         with self.steps.averaged():
             run.latest = self.evaluate(run.valid, must_be_finite=run.epochs == 0)
-            best = run.patience.improves(run.latest["loss"])
+            value = run.latest[run.patience.monitor]
+            if run.epochs == 0 and not math.isfinite(value):
+                raise ValueError(
+                    f"The monitor {run.patience.monitor!r} is {value} on the {run.valid.name} data "
+                    "before training. What judges a run is finite: mend it, or name another."
+                )
+            best = run.patience.improves(value)
             if best:
                 counts = (self.epoch_count, self.steps.update_count)
                 params = self.steps.parameters.copy()

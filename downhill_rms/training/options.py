@@ -3,6 +3,14 @@
 # The keywords of ``iterate`` that are no hyperparameters.
 OPTIONS = (
     *("train", "valid", "max_updates", "max_epochs", "validate_every", "patience"),
-    *("min_improvement", "restore_best", "batch_size", "seed", "on_divergence"),
+    *(
+        "min_improvement",
+        "monitor",
+        "higher_is_better",
+        "restore_best",
+        "batch_size",
+        "seed",
+        "on_divergence",
+    ),
     *("checkpoint", "resume", "save_batch", "progress", "observers", "updates_per_call"),
 )

@@ -235,7 +235,9 @@ class Run:
         """Everything that another process needs to go on with the run."""
         state: dict[str, Any] = {f"run/{name}": getattr(self, name) for name in PROGRESS}
         state["run/latest"] = json.dumps(self.latest)
-        state["run/best_loss"] = self.patience.best_loss
+        state["run/best_loss"] = self.patience.best_value  # the name in files of release 0.1.0
+        state["run/monitor"] = self.patience.monitor
+        state["run/higher_is_better"] = self.patience.higher_is_better
         state["run/failures"] = self.patience.failures
         if self.means is not None:
             state |= {f"epoch/{name}": value for name, value in self.means.state_dict().items()}
@@ -252,14 +254,26 @@ class Run:
         ValueError
             If the data or the monitors are not those that the state was taken with.
         """
+        self._check_judge(state)
         self._restore_means(state, names)
         for name in PROGRESS:
             setattr(self, name, state[f"run/{name}"])
         self.finished = False
         self.latest = json.loads(state["run/latest"])
-        self.patience.best_loss = state["run/best_loss"]
+        self.patience.best_value = state["run/best_loss"]
         self.patience.failures = state["run/failures"]
         self.restore_order(state)
+
+    def _check_judge(self, state: Mapping[str, Any]) -> None:
+        """What was the best by one judge is not by another."""
+        now = (self.patience.monitor, self.patience.higher_is_better)
+        began = (state.get("run/monitor", "loss"), state.get("run/higher_is_better", False))
+        if began != now:
+            raise ValueError(
+                f"The run was judged by monitor={began[0]!r}, higher_is_better={began[1]}, and now "
+                f"by monitor={now[0]!r}, higher_is_better={now[1]}. A run goes on with the same "
+                "judge: give that, or begin a new run."
+            )
 
     def _restore_means(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
         self.means = None

@@ -21,6 +21,8 @@ class StopReason(StrEnum):
     """Ctrl-C."""
     TERMINATED = "terminated"
     """SIGTERM."""
+    OBSERVER = "observer"
+    """An observer returned this reason."""
     ABANDONED = "abandoned"
     """The consumer of ``iterate`` left its loop."""
     ERROR = "error"
@@ -30,8 +32,9 @@ class StopReason(StrEnum):
 class Patience:
     """Count validations that bring no improvement.
 
-    A validation loss is an improvement when ``best - loss > min_improvement * abs(best)``: right
-    for negative losses too. The first finite loss always is one; NaN and infinity never are.
+    A validation is an improvement when ``best - value > min_improvement * abs(best)``, or
+    ``value - best`` where higher is better: right for negative values too. The first finite value
+    always is one; NaN and infinity never are.
 
     Parameters
     ----------
@@ -39,32 +42,44 @@ class Patience:
         Failures in a row that are borne; ``math.inf`` never stops.
     min_improvement : float
         Relative improvement that counts, at least 0.
+    monitor : str
+        The monitor whose value is judged.
+    higher_is_better : bool
+        Whether it is to rise, as an accuracy is.
 
     Attributes
     ----------
-    best_loss : float
-        The best loss so far; NaN before the first finite one.
+    best_value : float
+        The best value so far; NaN before the first finite one.
     failures : int
         Validations in a row without improvement.
     """
 
-    def __init__(self, patience: float = 5, min_improvement: float = 0.0) -> None:
+    def __init__(
+        self,
+        patience: float = 5,
+        min_improvement: float = 0.0,
+        monitor: str = "loss",
+        higher_is_better: bool = False,
+    ) -> None:
         for name, value in (("patience", patience), ("min_improvement", min_improvement)):
             if isinstance(value, bool) or not value >= 0:
                 raise ValueError(f"{name} is a number of at least 0: received {value!r}. Give one.")
         self.patience = patience
         self.min_improvement = min_improvement
-        self.best_loss = math.nan
+        self.monitor, self.higher_is_better = monitor, higher_is_better
+        self.best_value = math.nan
         self.failures = 0
 
-    def improves(self, loss: float) -> bool:
-        """Take note of a validation loss; True if it is the best so far."""
-        best = self.best_loss
-        improved = math.isfinite(loss) and (
-            math.isnan(best) or best - loss > self.min_improvement * abs(best)
+    def improves(self, value: float) -> bool:
+        """Take note of a validation; True if it is the best so far."""
+        best = self.best_value
+        gain = value - best if self.higher_is_better else best - value
+        improved = math.isfinite(value) and (
+            math.isnan(best) or gain > self.min_improvement * abs(best)
         )
         if improved:
-            self.best_loss = loss
+            self.best_value = value
             self.failures = 0
         else:
             self.failures += 1
