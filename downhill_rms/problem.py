@@ -18,9 +18,12 @@ from typing import Any
 
 from downhill_rms.rule import Hyperparameters, refuse_unknown
 
+MONITORING = ("monitor_gradients", "monitor_updates")  # options of the trainer itself
 OPTIONS = (
     *("batch_size", "max_epochs", "max_updates"),
     *("patience", "min_improvement", "validate_every"),
+    *("monitor", "higher_is_better", "on_divergence", "updates_per_call"),
+    *MONITORING,
 )
 
 
@@ -46,7 +49,9 @@ class Problem:
         Defaults for fields of `Hyperparameters`.
     options : mapping
         Defaults for ``batch_size``, ``max_epochs``, ``max_updates``, ``patience``,
-        ``min_improvement`` and ``validate_every`` of ``Trainer.iterate``.
+        ``min_improvement``, ``validate_every``, ``monitor``, ``higher_is_better``,
+        ``on_divergence`` and ``updates_per_call`` of ``Trainer.iterate``, and for
+        ``monitor_gradients`` and ``monitor_updates`` of `Trainer`.
     """
 
     name: str = "problem"

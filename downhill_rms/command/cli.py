@@ -85,6 +85,17 @@ PROBLEM = with_options(
 @click.option("--max-epochs", type=int, help="Passes through the training data at most.")
 @click.option("--max-updates", type=int, help="Minibatches at most.")
 @click.option("--patience", type=float, help="Validations without improvement that are borne (5).")
+@click.option("--validate-every", type=int, help="Epochs from one validation to the next (10).")
+@click.option("--monitor", metavar="NAME", help="The monitor that judges validations (loss).")
+@click.option("--higher-is-better", is_flag=True, default=None, help="The monitor is to rise.")
+@click.option("--monitor-gradients", is_flag=True, default=None, help="Report gradients' norms.")
+@click.option("--monitor-updates", is_flag=True, default=None, help="Report how far updates move.")
+@click.option("--updates-per-call", type=int, help="Minibatches that one call takes (1).")
+@click.option(
+    "--on-divergence",
+    type=click.Choice(["stop", "raise", "rollback"]),
+    help="What follows when the loss is not finite (stop).",
+)
 @click.option("--out", metavar="RUN_DIR", help="The run directory (runs/NAME).")
 @click.option("--resume", is_flag=True, help="Go on with the run in the run directory.")
 @PROGRESS

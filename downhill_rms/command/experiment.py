@@ -17,7 +17,7 @@ from downhill_rms.command.rundirectory import RunDirectory
 from downhill_rms.compiling import TIERED
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.data.datafiles import read_data
-from downhill_rms.problem import Problem
+from downhill_rms.problem import MONITORING, Problem
 from downhill_rms.rule import Hyperparameters
 from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
@@ -142,7 +142,7 @@ def default_mode() -> str | None:
     return TIERED if pytensor.config.mode == "Mode" else None
 
 
-def make_trainer(problem: Problem, mode: str | None = None) -> Trainer:
+def make_trainer(problem: Problem, mode: str | None = None, **monitoring: bool) -> Trainer:
     """The trainer of a problem."""
     return Trainer(
         problem.loss,
@@ -151,6 +151,7 @@ def make_trainer(problem: Problem, mode: str | None = None) -> Trainer:
         problem.updates,
         problem.monitors,
         mode=mode,
+        **monitoring,
     )
 
 
@@ -178,8 +179,9 @@ def train(
         Its ``stop_reason`` tells how the run ended.
     """
     problem = request.with_files(problem)
-    trainer = make_trainer(problem, request.mode or default_mode())
     options = request.all_options(problem)
+    monitoring = {name: options.pop(name) for name in MONITORING if name in options}
+    trainer = make_trainer(problem, request.mode or default_mode(), **monitoring)
     data = training_data(problem, trainer, options.pop("batch_size", None), request.seed)
     checkpoint = Checkpoint(
         directory.checkpoints_path, every_epochs=None, every_seconds=SECONDS_BETWEEN_CHECKPOINTS

@@ -175,6 +175,25 @@ def test_without_a_seed_a_run_can_be_repeated():
     assert losses[0] == losses[1]
 
 
+def test_what_is_monitored_and_what_judges_can_be_chosen():
+    given = "--monitor absolute --validate-every 2 --monitor-gradients --monitor-updates"
+    others = ["--updates-per-call", "2", "--on-divergence", "raise"]
+    succeed("train", "line.py", *given.split(), *others)
+    records = history("runs/line")
+    assert [record["validated"] for record in records] == [False, True] * 3
+    assert {"grad(w)", "update_ratio(b)"} <= set(records[0]["train"])
+    best = [record["valid"]["absolute"] for record in records if record["best"]]
+    assert best == sorted(best, reverse=True)
+    config = json.loads(Path("runs/line/config.json").read_text())
+    assert config["options"]["monitor"] == "absolute"
+    assert config["options"]["updates_per_call"] == 2
+
+
+def test_a_higher_monitor_can_be_the_better_one():
+    succeed("train", "line.py", "--monitor", "absolute", "--higher-is-better", "--max-epochs", "3")
+    assert not any(record["best"] for record in history("runs/line"))  # the error only falls
+
+
 def test_options_and_hyperparameters_come_before_the_problems():
     succeed(
         *("train", "line.py", "--out", "run", "--set", "learning_rate=0.01"),
