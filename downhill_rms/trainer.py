@@ -11,7 +11,7 @@ import numpy as np
 
 from downhill_rms.data import Dataset, as_dataset, by_input, conform
 from downhill_rms.rule import Hyperparameters, Update, read_graph
-from downhill_rms.saving import Checkpoint, read_state, write_state
+from downhill_rms.saving import Checkpoint, read_checkpoint, read_state, write_state
 from downhill_rms.training import (
     Best,
     Divergence,
@@ -570,4 +570,4 @@ class Trainer:
         ValueError
             If it is the state of another model.
         """
-        self.load_state_dict(read_state(Path(path)))
+        self.load_state_dict(read_checkpoint(Path(path)))

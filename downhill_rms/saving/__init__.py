@@ -5,6 +5,13 @@ It imports no other room. Open ``checkpoint.py`` first.
 """
 
 from downhill_rms.saving.checkpoint import Checkpoint
+from downhill_rms.saving.journal import read_checkpoint
 from downhill_rms.saving.statefile import CheckpointError, read_state, write_state
 
-__all__ = ["Checkpoint", "CheckpointError", "read_state", "write_state"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "read_checkpoint",
+    "read_state",
+    "write_state",
+]

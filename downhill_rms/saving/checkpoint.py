@@ -9,11 +9,13 @@ import time
 import uuid
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from downhill_rms.saving.statefile import CheckpointError, read_state, write_state
+from downhill_rms.saving import journal
+from downhill_rms.saving.journal import Journal, read_checkpoint
+from downhill_rms.saving.statefile import CheckpointError, write_state
 
 try:
     import fcntl
@@ -23,6 +25,8 @@ except ImportError:  # Windows has no such lock
 STEP = re.compile(r"step-(\d{9,})\.npz")
 # What `write_state` leaves of these files, and of no one else's, when it is killed.
 LEFT = re.compile(r"\.(step-\d+|best|diverged-\d+|probe)\.npz\.[0-9a-f]+\.tmp")
+
+PAUSE = 9  # times what saving took: so that it takes a tenth of the time, unless the user asks
 
 _guard = threading.Lock()
 _held: weakref.WeakSet[Checkpoint] = weakref.WeakSet()
@@ -47,9 +51,10 @@ class Checkpoint:
     directory : path
         Made if it is not there.
     every_updates, every_epochs : int, optional
-        Updates and epochs from one checkpoint to the next (1 epoch).
+        Updates and epochs from one checkpoint to the next.
     every_seconds : float, optional
-        Seconds from one to the next.
+        Seconds from one to the next. Without any of the three there is one after an epoch, after
+        every one as long as saving takes a tenth of the time at most.
     keep : int
         The newest so many are kept (3); ``best.npz`` is kept besides.
 
@@ -67,7 +72,7 @@ class Checkpoint:
         self,
         directory: str | os.PathLike[str],
         every_updates: int | None = None,
-        every_epochs: int | None = 1,
+        every_epochs: int | None = None,
         every_seconds: float | None = None,
         keep: int = 3,
     ) -> None:
@@ -83,14 +88,10 @@ class Checkpoint:
             raise ValueError(
                 f"every_seconds is a number above 0: received {every_seconds!r}. Give one."
             )
-        if every_updates is None and every_epochs is None and every_seconds is None:
-            raise ValueError(
-                "A checkpoint is due every so many updates, epochs or seconds: received none of "
-                "these. Give one."
-            )
         self.directory = Path(directory)
         self.every_updates, self.every_epochs = every_updates, every_epochs
         self.every_seconds, self.keep = every_seconds, keep
+        self._limits = (every_updates, every_epochs, every_seconds)
         self._lock: IO[str] | None = None
         self._opened = self._in_run = False  # who holds the lock: a program, a run, or both
         self.start(0, 0)
@@ -135,6 +136,7 @@ class Checkpoint:
                 )
             self._take()
             self._in_run = True
+        self._remove_old_journals()
 
     def end(self) -> None:
         """Let go of the directory at the end of a run, unless the program opened it itself."""
@@ -194,18 +196,39 @@ class Checkpoint:
             self._lock = None
 
     def start(self, updates: int, epochs: int) -> None:
-        """Count from here to the next checkpoint."""
+        """Count from here to the next checkpoint, with a journal that begins anew."""
         self._last = (updates, epochs, time.monotonic())
+        self._saving_since: float | None = None
+        self._not_before = 0.0
+        self._journal: Journal | None = None
 
     def due(self, updates: int, epochs: int, now: float | None = None) -> bool:
         """Whether it is time for a checkpoint; if so, count from here."""
         now = time.monotonic() if now is None else now
         done = (updates - self._last[0], epochs - self._last[1], now - self._last[2])
-        limits = (self.every_updates, self.every_epochs, self.every_seconds)
-        due = any(limit is not None and n >= limit for n, limit in zip(done, limits, strict=True))
+        if self._limits == (None, None, None):
+            due = done[1] >= 1 and now >= self._not_before
+        else:
+            pairs = zip(done, self._limits, strict=True)
+            due = any(limit is not None and n >= limit for n, limit in pairs)
         if due:
-            self._last = (updates, epochs, now)
+            self._last, self._saving_since = (updates, epochs, now), now
         return due
+
+    def mark(self, lines: Callable[[int], Iterable[str]]) -> dict[str, Any]:
+        """Metadata by which a checkpoint knows all lines of what grows with a run.
+
+        Parameters
+        ----------
+        lines : callable
+            Given a number, returns the lines from that one on. Each is asked for once, and written
+            once, to a journal beside the checkpoints, with the next one that is saved.
+        """
+        if self._journal is None:
+            names = os.listdir(self.directory)
+            numbers = [int(match[1]) for name in names if (match := journal.NAME.fullmatch(name))]
+            self._journal = Journal(self.directory / f"journal-{max(numbers, default=0) + 1}.jsonl")
+        return self._journal.add(lines(self._journal.count)).to_metadata()
 
     def save(
         self, state: Mapping[str, Any], update: int, metadata: Mapping[str, Any] | None = None
@@ -214,7 +237,7 @@ class Checkpoint:
         if update < 0:
             raise ValueError(f"update counts from 0: received {update!r}. Give a count.")
         path = self.directory / f"step-{update:09d}.npz"
-        write_state(path, state, metadata)
+        self._write(path, state, metadata)
         try:
             for old in self.steps()[: -self.keep]:
                 if old != path:  # those with higher numbers may be the damaged ones passed over
@@ -224,6 +247,10 @@ class Checkpoint:
                 f"The newest {self.keep} checkpoints are kept: an older one in {self.directory} "
                 f"could not be removed ({error}). Change its permissions; {path.name} is whole."
             ) from error
+        if self._saving_since is not None:  # copying the state and writing the best included
+            now = time.monotonic()
+            self._not_before = now + PAUSE * (now - self._saving_since)
+            self._saving_since = None
         return path
 
     def save_best(
@@ -231,8 +258,30 @@ class Checkpoint:
     ) -> Path:
         """Write the best so far."""
         path = self.directory / "best.npz"
-        write_state(path, state, metadata)
+        self._write(path, state, metadata)
         return path
+
+    def _write(
+        self, path: Path, state: Mapping[str, Any], metadata: Mapping[str, Any] | None
+    ) -> None:
+        if self._journal is not None:  # before what refers to it
+            self._journal.flush()
+        write_state(path, state, metadata)
+
+    def _remove_old_journals(self) -> None:
+        """Remove what no checkpoint refers to any more, if all of them can be asked."""
+        journals = [p for p in self.directory.iterdir() if journal.NAME.fullmatch(p.name)]
+        if not journals:
+            return
+        best = self.directory / "best.npz"
+        try:
+            paths = [*self.steps(), *([best] if best.exists() else [])]
+            needed = {journal.referred(path) for path in paths}
+        except CheckpointError:
+            return
+        for path in journals:
+            if path.name not in needed:
+                path.unlink(missing_ok=True)
 
     def steps(self) -> list[Path]:
         """All checkpoints, oldest first.
@@ -270,7 +319,7 @@ class Checkpoint:
         paths = self.steps()
         for path in reversed(paths):
             try:
-                return path, read_state(path)
+                return path, read_checkpoint(path)
             except CheckpointError as error:
                 warnings.warn(f"A damaged checkpoint is passed over: {error}", stacklevel=2)
         if paths:

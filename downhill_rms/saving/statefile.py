@@ -22,6 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from downhill_rms.saving.files import sync_directory
+
 FORMAT = 1
 HEADER = "header.json"
 DIGEST_SIZE = 64  # hexadecimal digits of a SHA-256
@@ -98,7 +100,7 @@ def write_state(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise CheckpointError(
             f"A checkpoint is written whole or not at all: {path} could not be written ({error}). "
@@ -130,15 +132,6 @@ def _write(file: Any, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> 
                 member.write(contiguous.reshape(-1).view(np.uint8).data)
                 file.values = False
         archive.comment = b"0" * DIGEST_SIZE  # to be replaced by the digest
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name == "posix":
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def read_state(path: Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Loop:
         if pending and (run.resume or not pending["run/finished"]):
             run.restore(pending, self.steps.update_names)
             self.pending = {}
-            if run.epochs:  # the clock goes on with the run
+            if run.epochs and self.history:  # the clock goes on with the run
                 run.started -= self.history[-1].seconds
             return run.limit_reached()
         if pending:
@@ -177,6 +177,7 @@ class Loop:
         """Bring a run to its end, all of it, whatever fails on the way; then comes the error."""
         try:
             do_each(
+                lambda: self._save_best(run),
                 lambda: self._save_last(run, reason),
                 lambda: self._put_back_best(run, reason),
                 lambda: self._let_go(run),
@@ -262,7 +263,7 @@ class Loop:
         if self.steps.updates_per_call != run.updates_per_call:  # another run came between
             self.steps.use({}, run.updates_per_call)
         for batch, samples in run.open_epoch(self.steps.update_names):
-            before = self.state_dict() if run.save_batch else {}
+            before = self._state() if run.save_batch else {}
             outputs = self.steps.update(batch)
             run.count(outputs, samples)
             if due():
@@ -285,12 +286,19 @@ class Loop:
             return None
         ending = self._look_at_parameters()
         if ending is None:
+            self._save_best(run)  # first: a step that knows it never lies beside an older one
             self._save(run)
         return ending
 
     def _save(self, run: Run) -> None:
         if run.checkpoint is not None:
-            run.checkpoint.save(self.state_dict(), self.steps.update_count)
+            metadata = run.checkpoint.mark(self.history.lines)
+            run.checkpoint.save(self._state(), self.steps.update_count, metadata)
+
+    def _save_best(self, run: Run) -> None:
+        if run.checkpoint is not None and run.unsaved_best is not None:
+            run.checkpoint.save_best(*run.unsaved_best)
+            run.unsaved_best = None
 
     def _save_batch(self, run: Run, before: Mapping[str, Any], batch: Batch) -> None:
         """Write the minibatch of a divergence and the state before it, for a replay."""
@@ -298,14 +306,14 @@ class Loop:
             arrays = (a.toarray() if scipy.sparse.issparse(a) else a for a in batch)
             minibatch = {f"batch/{index}": array for index, array in enumerate(arrays)}
             name = f"diverged-{self.steps.update_count:09d}.npz"
-            write_state(run.checkpoint.directory / name, {**before, **minibatch})
+            state = {**before, "history": self.history.to_json()}
+            write_state(run.checkpoint.directory / name, {**state, **minibatch})
 
     def _roll_back(self, run: Run) -> bool:
         """Return to the last checkpoint with half the learning rate, if that is still allowed."""
         if run.on_divergence != "rollback" or run.rollbacks >= MAX_ROLLBACKS:
             return False
-        found = None if run.checkpoint is None else run.checkpoint.latest()
-        if found is None:
+        if run.checkpoint is None or (found := run.checkpoint.latest()) is None:
             return False
         path, state = found
         learning_rate = float(self.steps.hyperparameters.numbers["learning_rate"]) / 2
@@ -313,6 +321,8 @@ class Loop:
         self.load_state_dict(state, {"learning_rate": learning_rate})
         run.restore(self.pending, self.steps.update_names)
         self.pending, self.run, run.rollbacks = {}, run, rollbacks
+        run.unsaved_best = None
+        run.checkpoint.start(run.updates, run.epochs)
         log.warning("%s; back to %s with learning rate %g", self.divergence, path, learning_rate)
         return True
 
@@ -332,7 +342,7 @@ class Loop:
                 params = self.steps.parameters.copy()
                 self.best = Best(run.latest["loss"], *counts, run.latest, params)
         if best and run.checkpoint is not None:
-            run.checkpoint.save_best(self.state_dict())
+            run.unsaved_best = self._state(), run.checkpoint.mark(self.history.lines)
         return best
 
     def _look_at_mean(self, train: Values) -> StopReason | None:
@@ -349,8 +359,11 @@ class Loop:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that another process needs to go on."""
-        state = statedict.collect(self.steps)
-        state |= {"epoch_count": self.epoch_count, "history": self.history.to_json()}
+        return {**self._state(), "history": self.history.to_json()}
+
+    def _state(self) -> dict[str, Any]:
+        """The same without the history, which alone grows with every epoch."""
+        state = {**statedict.collect(self.steps), "epoch_count": self.epoch_count}
         if self.best is not None:
             state |= self.best.state_dict()
         if self.run is not None:
@@ -363,7 +376,11 @@ class Loop:
         """Check all of a state, then take it up, with some hyperparameters changed."""
         hyperparameters, faults = statedict.check(state, self.steps, changes or {})
         try:
-            history = History.from_json(state["history"])
+            history = (
+                History.from_lines(state["journal"])
+                if "journal" in state
+                else History.from_json(state["history"])
+            )
             best = Best.from_state(state, list(self.steps.parameters.variables))
             epoch_count = int(state["epoch_count"])
         except (KeyError, TypeError, ValueError) as error:

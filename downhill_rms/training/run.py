@@ -111,6 +111,8 @@ class Run:
         Returns to a checkpoint so far.
     holds_checkpoint : bool
         Whether the run has taken hold of its directory.
+    unsaved_best : (dict, dict) or None
+        State and metadata of the best validation, until they are written with the next checkpoint.
     """
 
     train: BoundDataset
@@ -137,6 +139,7 @@ class Run:
     began: bool = False
     rollbacks: int = 0
     holds_checkpoint: bool = False
+    unsaved_best: tuple[dict[str, Any], dict[str, Any]] | None = None
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:

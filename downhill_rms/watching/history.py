@@ -171,6 +171,15 @@ class History:
         """The history that `to_json` wrote."""
         return cls([Record(**record) for record in json.loads(text)])
 
+    def lines(self, start: int = 0) -> Iterator[str]:
+        """The records from a number on, as lines of strict JSON."""
+        return (record.to_json() for record in self.records[start:])
+
+    @classmethod
+    def from_lines(cls, text: str) -> History:
+        """The history whose `lines`, each with its end, make a text."""
+        return cls([Record.from_json(line) for line in text.split("\n")[:-1]])
+
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
         """Write a file of JSON lines, one record each: whole, or not at all.
 
@@ -182,7 +191,7 @@ class History:
         HistoryError
             If it cannot be written; a file that was there is intact then.
         """
-        _write(Path(path), "".join(record.to_json() + "\n" for record in self.records))
+        _write(Path(path), "".join(line + "\n" for line in self.lines()))
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike[str]) -> History:

@@ -26,7 +26,6 @@ ROOT = Path(__file__).parents[2]
         ({"every_epochs": 1.5}, "every_epochs is an integer"),
         ({"every_seconds": 0}, "every_seconds is a number above 0"),
         ({"keep": None}, "keep is an integer"),
-        ({"every_epochs": None}, "received none of these"),
     ],
 )
 def test_options(options, message, tmp_path):
@@ -51,6 +50,29 @@ def test_due_by_seconds(tmp_path):
     assert not checkpoint.due(1000, 1000, now + 9)
     assert checkpoint.due(1000, 1000, now + 10)
     assert not checkpoint.due(1000, 1000, now + 19)
+
+
+def test_by_default_saving_takes_a_tenth_of_the_time_at_most(tmp_path, monkeypatch):
+    """A clock of our own: an epoch takes 1 s, and saving 3 s."""
+    clock = [0.0]
+    monkeypatch.setattr(checkpoint_module.time, "monotonic", lambda: clock[0])
+    saved = []
+    with Checkpoint(tmp_path) as checkpoint:
+        assert not checkpoint.due(5, 0)  # in the middle of the first epoch
+        for epoch in range(1, 101):
+            clock[0] += 1
+            if checkpoint.due(10 * epoch, epoch):
+                saved.append(epoch)
+                clock[0] += 3
+                checkpoint.save({"n": epoch}, 10 * epoch)
+    assert saved == [1, 28, 55, 82]
+
+
+def test_by_default_every_epoch_is_saved_where_that_costs_little(tmp_path):
+    checkpoint, now = Checkpoint(tmp_path), 1e9
+    assert [checkpoint.due(n, n // 2, now + n) for n in range(7)] == [
+        *[False, False, True, False, True, False, True]
+    ]
 
 
 def test_the_newest_are_kept(tmp_path):

@@ -1,6 +1,7 @@
 """Training with checkpoints: exact resume, real kills, rollback, and what is refused."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
 from downhill_rms.saving.statefile import CheckpointError, read_state
+from downhill_rms.watching import History
 from tests.training.test_resume import (
     DATA,
     OPTIONS,
@@ -26,6 +28,10 @@ from tests.training.test_resume import (
 ROOT = Path(__file__).parents[2]
 
 
+def every_epoch(directory, **options):
+    return Checkpoint(directory, every_epochs=1, **options)
+
+
 def test_resume_from_each_file_of_a_run(mode, tmp_path):
     """With a checkpoint at every update, each is a place to go on from."""
     expected = whole_run(mode)
@@ -38,7 +44,8 @@ def test_resume_from_each_file_of_a_run(mode, tmp_path):
     for file in files:
         directory = tmp_path / file.stem
         directory.mkdir()
-        (directory / file.name).write_bytes(file.read_bytes())
+        for copied in (file, file.with_name("journal-1.jsonl")):
+            (directory / copied.name).write_bytes(copied.read_bytes())
         other = make(mode)
         other.minimize(data(), checkpoint=Checkpoint(directory), resume=True, **OPTIONS)
         assert_equal(outcome(other), expected)
@@ -46,11 +53,74 @@ def test_resume_from_each_file_of_a_run(mode, tmp_path):
 
 def test_only_the_newest_are_kept_and_the_best_besides(mode, tmp_path):
     trainer = make(mode)
-    trainer.minimize(data(), checkpoint=Checkpoint(tmp_path, keep=2), **OPTIONS)
+    trainer.minimize(data(), checkpoint=every_epoch(tmp_path, keep=2), **OPTIONS)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["best.npz", "lock", "step-000000008.npz", "step-000000012.npz"]
+    steps = ["step-000000008.npz", "step-000000012.npz"]
+    assert names == ["best.npz", "journal-1.jsonl", "lock", *steps]
     best = read_state(tmp_path / "best.npz")
     np.testing.assert_array_equal(best["param/w"], trainer.best.params["w"])
+
+
+def test_a_checkpoint_does_not_grow_with_the_epochs(mode, tmp_path):
+    sizes = {}
+    for epochs in (2, 40):
+        directory = tmp_path / str(epochs)
+        trainer, checkpoint = make(mode), Checkpoint(directory, every_epochs=1)
+        options = OPTIONS | {"max_epochs": epochs, "patience": math.inf}
+        trainer.minimize(data(), checkpoint=checkpoint, **options)
+        sizes[epochs] = checkpoint.steps()[-1].stat().st_size
+        loaded = make(mode)
+        loaded.load(checkpoint.steps()[-1])
+        assert list(loaded.history) == list(trainer.history)
+        assert History.from_jsonl(directory / "journal-1.jsonl") == trainer.history
+    assert sizes[40] - sizes[2] < 20  # digits of the counts
+
+
+def test_the_best_is_written_with_the_steps_and_at_the_end(mode, tmp_path, monkeypatch):
+    written, replace = [], os.replace
+
+    def noted(source, target):
+        written.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", noted)
+    trainer = make(mode)
+    options = OPTIONS | {"max_epochs": 5, "patience": math.inf}
+    trainer.minimize(data(), checkpoint=Checkpoint(tmp_path, every_epochs=4), **options)
+    bests = [record.epoch for record in trainer.history if record.best]
+    again = ["best.npz"] if max(bests) > 4 else []
+    assert written == ["best.npz", "step-000000016.npz", *again, "step-000000020.npz"]
+    assert len(bests) + 1 > len(again) + 1  # the validation before the first update is one, too
+    best = make(mode)
+    best.load(tmp_path / "best.npz")
+    np.testing.assert_array_equal(best.parameters.copy()["w"], trainer.best.params["w"])
+    assert (best.update_count, best.epoch_count) == (trainer.best.update, trainer.best.epoch)
+    assert list(best.history) == list(trainer.history)[: len(best.history)]
+
+
+def test_a_run_that_diverges_leaves_its_best(mode, tmp_path):
+    trainer = make(mode)
+    checkpoint = Checkpoint(tmp_path, every_epochs=1000)
+    trainer.minimize(Spoilt(10), [DATA, TARGET], checkpoint=checkpoint, **OPTIONS)
+    assert trainer.stop_reason is StopReason.DIVERGED
+    best = make(mode)
+    best.load(tmp_path / "best.npz")
+    np.testing.assert_array_equal(best.parameters.copy()["w"], trainer.best.params["w"])
+
+
+def test_a_moved_checkpoint_goes_on_without_its_history(mode, tmp_path):
+    trainer, checkpoint = make(mode), every_epoch(tmp_path / "run")
+    trainer.minimize(data(), checkpoint=checkpoint, **OPTIONS | {"max_epochs": 2})
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    newest = checkpoint.steps()[-1]
+    newest.rename(moved / newest.name)
+    other = make(mode)
+    with pytest.warns(UserWarning, match="history lies beside it"):
+        other.minimize(data(), checkpoint=every_epoch(moved), resume=True, **OPTIONS)
+    assert [record.epoch for record in other.history] == [3]
+    expected = whole_run(mode)
+    np.testing.assert_array_equal(other.parameters.copy()["w"], expected["param/w"])
 
 
 def test_resume_begins_where_there_is_nothing(mode, tmp_path):
@@ -89,7 +159,7 @@ def test_a_directory_with_checkpoints_is_not_overwritten(mode, tmp_path):
 
 
 def test_a_damaged_newest_is_passed_over_with_a_warning(mode, tmp_path):
-    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    make(mode).minimize(data(), checkpoint=every_epoch(tmp_path), **OPTIONS)
     newest = tmp_path / "step-000000012.npz"
     newest.write_bytes(newest.read_bytes()[:-100])
     other = make(mode)
@@ -100,7 +170,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(mode, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:A damaged checkpoint")
 def test_if_none_verifies_nothing_starts_again_silently(mode, tmp_path):
-    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    make(mode).minimize(data(), checkpoint=every_epoch(tmp_path), **OPTIONS)
     for path in tmp_path.glob("step-*"):
         path.write_bytes(b"")
     trainer = make(mode)
@@ -242,7 +312,7 @@ def test_a_nan_never_enters_a_checkpoint(mode, tmp_path):
     w = pytensor.shared(np.ones(2), name="w")
     trainer = Trainer(pt.sqr(w[1]), mode=mode)
     options = {"max_epochs": 9, "validate_every": 100}
-    run = trainer.iterate(Dataset(None), checkpoint=Checkpoint(tmp_path, keep=9), **options)
+    run = trainer.iterate(Dataset(None), checkpoint=every_epoch(tmp_path, keep=9), **options)
     for epoch, _ in enumerate(run):
         if epoch == 3:
             w.set_value(np.array([math.nan, 1.0]))
