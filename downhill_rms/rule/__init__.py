@@ -9,10 +9,8 @@ from downhill_rms.rule.gradients import differentiate
 from downhill_rms.rule.graph import (
     LossGraph,
     Update,
-    describe,
     read_graph,
     read_outputs,
-    variables_in_order,
     warn_of_outer_broadcast,
 )
 from downhill_rms.rule.hyperparameters import Hyperparameters
@@ -20,6 +18,7 @@ from downhill_rms.rule.keywords import refuse_unknown
 from downhill_rms.rule.presets import preset
 from downhill_rms.rule.rmsprop import KINDS, STARTED, State, needed_kinds, rmsprop_updates
 from downhill_rms.rule.telemetry import telemetry_names, update_telemetry
+from downhill_rms.rule.traversal import describe, variables_in_order
 
 __all__ = [
     "KINDS",

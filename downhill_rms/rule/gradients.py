@@ -8,7 +8,8 @@ from typing import Any
 import pytensor.tensor as pt
 from pytensor.gradient import grad
 
-from downhill_rms.rule.graph import describe
+from downhill_rms.rule.draws import opened
+from downhill_rms.rule.traversal import describe
 
 
 def differentiate(loss: Any, params: Sequence[Any]) -> list[Any]:
@@ -31,7 +32,10 @@ def differentiate(loss: Any, params: Sequence[Any]) -> list[Any]:
     ValueError
         If no differentiable path leads from a parameter to the loss.
     """
-    gradients = grad(loss, list(params), disconnected_inputs="ignore", return_disconnected="none")
+    params = list(params)
+    gradients = grad(
+        opened(loss, params), params, disconnected_inputs="ignore", return_disconnected="none"
+    )
     for param, gradient in zip(params, gradients, strict=True):
         if gradient is None:
             raise ValueError(

@@ -6,7 +6,6 @@ be trained is refused here, with the name of the guilty variable.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +13,14 @@ from typing import Any
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant, Variable
 from pytensor.graph.replace import clone_replace
-from pytensor.graph.traversal import walk
 from pytensor.scalar.basic import LogicalComparison
-from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
-from pytensor.tensor.random.op import RNGConsumerOp
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.type import TensorType
 from pytensor.tensor.type import tensor as tensor_variable
+
+from downhill_rms.rule.draws import next_states, refuse_constant_generators
+from downhill_rms.rule.traversal import describe, variables_in_order, warn
 
 Update = tuple[Any, Any]  # (shared variable, the expression of its next value)
 
@@ -43,6 +42,8 @@ class LossGraph:
     updates : tuple of (SharedVariable, Variable)
         What else one training step assigns: the caller's ``updates``, default updates, and the
         next state of every random generator.
+    evaluation_updates : tuple of (SharedVariable, Variable)
+        What an evaluation assigns: the next states of the generators it uses, and nothing else.
     """
 
     loss: Any
@@ -50,14 +51,7 @@ class LossGraph:
     params: tuple[Any, ...]
     param_names: tuple[str, ...]
     updates: tuple[Update, ...]
-
-    @property
-    def evaluation_updates(self) -> tuple[Update, ...]:
-        """What an evaluation assigns: the next states of random generators, and nothing else."""
-        random = [(v, new) for v, new in self.updates if isinstance(v.type, RandomType)]
-        # A variable with a default update stays as it is only if it is assigned to itself.
-        still = [(v, v) for v, new in self.updates if new is v.default_update]
-        return (*random, *(pair for pair in still if not isinstance(pair[0].type, RandomType)))
+    evaluation_updates: tuple[Update, ...]
 
 
 def read_graph(
@@ -101,10 +95,8 @@ def read_graph(
         a column minus a row where a column minus a column was likely meant.
     """
     check_loss(loss)
-    pairs = _read_updates(updates)
-    used = variables_in_order([loss, *monitored, *(expression for _, expression in pairs)])
-    pairs += _default_updates(used, pairs)
-    pairs += _generator_updates(used, pairs)
+    outputs = [loss, *monitored]
+    pairs, used = _further_updates(outputs, _read_updates(updates))
     assigned = {variable for variable, _ in pairs}
     in_loss = variables_in_order([loss])
     if params is None:
@@ -119,7 +111,10 @@ def read_graph(
         )
     inputs = _find_inputs(used) if inputs is None else _check_inputs(list(inputs), used)
     warn_of_outer_broadcast(loss, {p: p.get_value(borrow=True).shape for p in params})
-    return LossGraph(loss, tuple(inputs), tuple(params), unique_names(params), tuple(pairs))
+    return LossGraph(
+        *(loss, tuple(inputs), tuple(params), unique_names(params)),
+        *(tuple(pairs), tuple(_of_evaluation(pairs, outputs))),
+    )
 
 
 def read_outputs(outputs: Sequence[Any]) -> tuple[list[Any], list[Update]]:
@@ -137,24 +132,9 @@ def read_outputs(outputs: Sequence[Any]) -> tuple[list[Any], list[Update]]:
     updates : list of (SharedVariable, Variable)
         Next states of the random generators behind them.
     """
-    used = variables_in_order(outputs)
-    return _find_inputs(used), _generator_updates(used, [])
-
-
-def variables_in_order(outputs: Sequence[Any]) -> list[Any]:
-    """All variables behind ``outputs``, in the order in which a reader meets them."""
-
-    def arguments(variable: Any) -> Any:
-        return reversed(variable.owner.inputs) if variable.owner is not None else None
-
-    return list(walk(list(reversed(outputs)), arguments, bfs=False))
-
-
-def describe(variable: Any) -> str:
-    """Name a variable and its type for an error message."""
-    name = getattr(variable, "name", None)
-    kind = getattr(variable, "type", type(variable).__name__)
-    return f"{name!r} ({kind})" if name else f"an unnamed variable ({kind})"
+    updates = _of_evaluation(_further_updates(outputs, [])[0], outputs)
+    used = variables_in_order([*outputs, *(new for _, new in updates)])
+    return _find_inputs(used), updates
 
 
 def unique_names(params: Sequence[Any]) -> tuple[str, ...]:
@@ -164,10 +144,9 @@ def unique_names(params: Sequence[Any]) -> tuple[str, ...]:
         name = param.name or f"param{index}"
         if name in names:
             renamed = f"{name}_{index}"
-            warnings.warn(
+            warn(
                 f"Parameters should have different names: two are called {name!r}, and the "
-                f"second is called {renamed!r} in monitors and state. Rename one of them.",
-                stacklevel=4,
+                f"second is called {renamed!r} in monitors and state. Rename one of them."
             )
             name = renamed
         names.append(name)
@@ -255,10 +234,9 @@ def _check_inputs(inputs: list[Any], used: list[Any]) -> list[Any]:
                 f"An input is given once: {describe(variable)} is listed twice. Remove one."
             )
         if variable not in used:
-            warnings.warn(
+            warn(
                 f"Inputs should be used: {describe(variable)} is listed, but neither the loss nor "
-                "a monitor uses it. Data are still expected for it; leave it out if not meant.",
-                stacklevel=4,
+                "a monitor uses it. Data are still expected for it; leave it out if not meant."
             )
     missing = [v for v in _find_inputs(used) if v not in inputs]
     if missing:
@@ -280,55 +258,33 @@ def _read_updates(updates: Iterable[Update] | Mapping[Any, Any]) -> list[Update]
     return [(variable, variable.type.filter_variable(new)) for variable, new in pairs]
 
 
-def _default_updates(used: list[Any], pairs: list[Update]) -> list[Update]:
-    assigned = {variable for variable, _ in pairs}
-    return [
-        (v, v.default_update)
-        for v in used
-        if isinstance(v, SharedVariable) and v.default_update is not None and v not in assigned
-    ]
+def _further_updates(outputs: Sequence[Any], pairs: list[Update]) -> tuple[list[Update], list[Any]]:
+    """Add default updates and next states, those of what they are computed from included.
+
+    Returns the pairs, and all variables that are used.
+    """
+    while True:
+        expressions = [*outputs, *(new for _, new in pairs)]
+        used = variables_in_order(expressions)
+        assigned = {variable for variable, _ in pairs}
+        left = [v for v in used if isinstance(v, SharedVariable) and v not in assigned]
+        generators = [v for v in left if isinstance(v.type, RandomType)]
+        others = [v for v in left if v.default_update is not None and v not in generators]
+        further = [(v, v.default_update) for v in others] or next_states(generators, expressions)
+        if not further:
+            refuse_constant_generators(expressions)
+            return pairs, used
+        pairs = [*pairs, *further]
 
 
-def _generator_updates(used: list[Any], pairs: list[Update]) -> list[Update]:
-    """Advance every generator behind the graph that nothing advances yet."""
-    assigned = {variable for variable, _ in pairs}
-    nodes = list(dict.fromkeys(v.owner for v in used if v.owner is not None))
-    generators = [
-        v
-        for v in used
-        if isinstance(v, SharedVariable) and isinstance(v.type, RandomType) and v not in assigned
-    ]
-    advanced = ((generator, _last_state(generator, nodes)) for generator in generators)
-    return [(generator, last) for generator, last in advanced if last is not generator]
-
-
-def _last_state(generator: Any, nodes: list[Any]) -> Any:
-    """Follow a generator through every draw from it to the state that it is left in."""
-    state = generator
-    while draws := [node for node in nodes if state in node.inputs]:
-        if len(draws) > 1:
-            warnings.warn(
-                f"A generator should feed one draw: {describe(generator)} feeds {len(draws)} "
-                "from one state, which gives them the same random numbers. Use a generator for "
-                "each, or draw the second from the state that the first returns.",
-                stacklevel=5,
-            )
-        state = _next_state(draws[0], state)
-    return state
-
-
-def _next_state(node: Any, state: Any) -> Any:
-    if isinstance(node.op, RNGConsumerOp):
-        return node.op.update(node)[state]
-    if isinstance(node.op, Scan):
-        outputs = node.op.get_oinp_iinp_iout_oout_mappings()["outer_out_from_outer_inp"]
-        index = outputs.get(node.inputs.index(state), -1)
-        if index >= 0:
-            return node.outputs[index]
-    raise ValueError(
-        f"A generator must advance at every step: {node.op} uses {describe(state)} and does not "
-        "return its next state. Give the next state in updates=."
-    )
+def _of_evaluation(updates: Iterable[Update], outputs: Sequence[Any]) -> list[Update]:
+    """Of the updates that training makes the next states of generators behind ``outputs``."""
+    behind = set(variables_in_order(outputs))
+    made = [(v, new) for v, new in updates if v in behind]
+    random = [(v, new) for v, new in made if isinstance(v.type, RandomType)]
+    # A variable with a default update stays as it is only if it is assigned to itself.
+    still = [(v, v) for v, new in made if new is v.default_update]
+    return [*random, *(pair for pair in still if not isinstance(pair[0].type, RandomType))]
 
 
 def warn_of_outer_broadcast(loss: Any, shapes: Mapping[Any, tuple[int | None, ...]]) -> bool:
@@ -366,12 +322,11 @@ def warn_of_outer_broadcast(loss: Any, shapes: Mapping[Any, tuple[int | None, ..
         columns = [v for v in node.inputs if _is_column(v)]
         rows = [v for v in node.inputs if _is_implicit_row(v)]
         if columns and rows:
-            warnings.warn(
+            warn(
                 "Arrays that are combined elementwise should have one shape: inside the loss, "
                 f"{node.op.scalar_op} meets a column {describe(columns[0])} and a vector "
                 f"{describe(rows[0].owner.inputs[0])}, which broadcast to a square matrix. "
                 "If that is not meant, make both columns or both vectors, for example with [:, 0].",
-                stacklevel=4,
             )
             return True
     return False

@@ -12,8 +12,8 @@ import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 
 from downhill_rms.rule.gradients import CLIPS
-from downhill_rms.rule.graph import describe
 from downhill_rms.rule.keywords import refuse_unknown
+from downhill_rms.rule.traversal import describe
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)

@@ -14,8 +14,9 @@ import pytensor
 import pytensor.tensor as pt
 
 from downhill_rms.rule.gradients import CLIPS, add_weight_decay
-from downhill_rms.rule.graph import Update, describe
+from downhill_rms.rule.graph import Update
 from downhill_rms.rule.hyperparameters import Hyperparameters
+from downhill_rms.rule.traversal import describe
 
 KINDS = ("mean", "variance", "mean_square", "velocity", "average")  # of accumulators
 STARTED = ("variance", "mean_square")  # those that start at ``initial_accumulator``

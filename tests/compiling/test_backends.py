@@ -7,6 +7,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from numba.core import event
+from pytensor.compile.builders import OpFromGraph
 
 from downhill_rms import Dataset, StopReason, Trainer
 from tests.oracle import Oracle
@@ -176,6 +177,24 @@ def test_dropout_changes_at_every_call_in_jax():
     losses = {trainer.evaluate([X, Y])["loss"] for _ in range(4)}
     losses |= {trainer.step([X, Y], learning_rate=0.0)["loss"] for _ in range(4)}
     assert len(losses) == 8
+
+
+@jax_only
+@pytest.mark.parametrize("mode", ["Mode", "JAX"])
+def test_a_generator_inside_an_op_advances_in_every_backend(mode):
+    """As those of pm.Minibatch."""
+    if mode == "JAX":
+        pytest.importorskip("jax")
+    inside, rows = pt.random.rng("inside"), pt.fvector("rows")
+    state, index = inside.integers(0, rows.shape[0], size=3)
+    minibatch = OpFromGraph([rows, inside], [rows[index], state])
+    values = pytensor.shared(np.arange(1000, dtype="float32"), name="values")
+    drawn, _ = minibatch(values, pt.random.shared_rng(seed=1, name="rng"))
+    w = pytensor.shared(np.float32(0), name="w")
+    total = drawn.sum()
+    trainer = Trainer(w * total, params=[w], monitors={"drawn": total}, mode=mode)
+    assert len({trainer.step()["drawn"] for _ in range(3)}) == 3
+    assert len({trainer.evaluate(None)["drawn"] for _ in range(3)}) == 3
 
 
 @jax_only
