@@ -212,7 +212,7 @@ class Trainer:
         dict of str to float
             The mean of each over all samples, ``"loss"`` first.
         """
-        return self.loop.evaluate(as_dataset(dataset, "evaluation").bind(self.steps.specs))
+        return self.loop.evaluate(self.steps.bind(as_dataset(dataset, "evaluation")))
 
     def predict(
         self,
@@ -369,10 +369,6 @@ class Trainer:
                 f"A loss with inputs needs data: train is None for {len(specs)} inputs "
                 f"({', '.join(map(str, specs))}). Give train=."
             )
-        data = judge = as_dataset(train, "train", batch_size, seed=seed).bind(specs)
-        if valid is not None:
-            size = None if isinstance(valid, Dataset) else batch_size
-            judge = as_dataset(valid, "valid", size).bind(specs)
         if monitor not in self.steps.names:
             raise ValueError(
                 f"monitor={monitor!r} is none of this trainer's: {', '.join(self.steps.names)}. "
@@ -381,6 +377,12 @@ class Trainer:
         if not isinstance(higher_is_better, bool):
             raise TypeError(f"higher_is_better is {higher_is_better!r}. Give True or False.")
         patience_of_run = Patience(patience, min_improvement, monitor, higher_is_better)
+        data = judge = self.steps.bind(
+            as_dataset(train, "train", batch_size, seed=seed), train=True, finite=True
+        )
+        if valid is not None:
+            size = None if isinstance(valid, Dataset) else batch_size
+            judge = self.steps.bind(as_dataset(valid, "valid", size), finite=True)
         limits = (max_updates, max_epochs, validate_every)
         run = Run(
             *(data, judge, patience_of_run, *limits),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import toposort
-from pytensor.tensor.elemwise import DimShuffle, Elemwise
+from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import check_mode, findings, pytensor_mode
@@ -26,11 +25,13 @@ from downhill_rms.rule import (
     State,
     describe,
     differentiate,
+    label,
     needed_kinds,
     read_graph,
     rmsprop_updates,
     variables_in_order,
     warn_of_outer_broadcast,
+    without_dimensions,
 )
 from downhill_rms.watching import named_expressions
 
@@ -42,7 +43,6 @@ TERMINAL = textwrap.TextWrapper(
     break_on_hyphens=False,
 )
 COST = "which takes twice the memory and about twice the time"
-LABEL = 40  # characters that describe an expression without a name
 
 Row = tuple[str, ...]
 
@@ -248,7 +248,7 @@ def _graph_sections(
     return {
         f"parameters ({total:,} numbers)": _columns(rows),
         "memory": _columns(memory),
-        "random generators": [f"{_label(v)}, advanced by every update" for v in generators],
+        "random generators": [f"{label(v)}, advanced by every update" for v in generators],
         "further updates": [describe(v) for v in others],
         "monitors": ["loss", *monitors],
     }
@@ -268,7 +268,7 @@ def _hyperparameter_rows(hyperparameters: Hyperparameters) -> list[str]:
 
 def _value_in_words(value: Any) -> str:
     if isinstance(value, SharedVariable):
-        return f"shared variable {_label(value)}, now {value.get_value()}"
+        return f"shared variable {label(value)}, now {value.get_value()}"
     return f"schedule {getattr(value, '__name__', value)}" if callable(value) else str(value)
 
 
@@ -280,7 +280,7 @@ def _float64_findings(graph: LossGraph, dtypes: Sequence[str]) -> list[str]:
     double = [v for v in (*graph.params, *graph.inputs) if _dtype(v) == "float64"]
     if given != {"float32"} or not double:
         return []
-    names = ", ".join(map(_label, double))
+    names = ", ".join(map(label, double))
     return [f"Make {names} float32, as the data are: now all is float64, {COST}."]
 
 
@@ -309,7 +309,7 @@ def _float64_origins(loss: Any) -> list[tuple[Any, str]]:
         if consequence:  # other dtypes than those of data and parameters follow from it too
             guilty = [v for v in guilty if _is_given(_origin(v))]
         for variable in guilty:
-            why = f"where it meets {_label(meant[0])}, float32 becomes float64"
+            why = f"where it meets {label(meant[0])}, float32 becomes float64"
             origins.setdefault(_origin(variable), why)
         if not (guilty or consequence):
             origins[double[0]] = "it makes float64 of float32"
@@ -327,18 +327,18 @@ def _widens(variable: Any, op: Any) -> bool:
 
 def _mend(variable: Any) -> str:
     """What to do about a variable that is float64, or makes others so."""
-    label = _label(variable)
+    called = label(variable)
     if isinstance(variable, Constant):
-        return f"Write {label} as np.float32 in the loss, or set PYTENSOR_FLAGS=floatX=float32"
+        return f"Write {called} as np.float32 in the loss, or set PYTENSOR_FLAGS=floatX=float32"
     if _is_given(variable) and _dtype(variable) == "float64":
-        return f"Make {label} float32"
-    return f"Cast {label} with .astype('float32')"
+        return f"Make {called} float32"
+    return f"Cast {called} with .astype('float32')"
 
 
 def _origin(variable: Any) -> Any:
     """What should be of another dtype: the data or parameter that it comes from, or itself."""
     behind = (v for v in variables_in_order([variable]) if _dtype(v) == "float64" and _is_given(v))
-    return next(behind, _source(variable))
+    return next(behind, without_dimensions(variable))
 
 
 def _is_given(variable: Any) -> bool:
@@ -346,29 +346,8 @@ def _is_given(variable: Any) -> bool:
     return variable.owner is None and not isinstance(variable, Constant)
 
 
-def _source(variable: Any) -> Any:
-    """The variable itself, behind the dimensions that broadcasting has added to it."""
-    while variable.owner is not None and isinstance(variable.owner.op, DimShuffle):
-        variable = variable.owner.inputs[0]
-    return variable
-
-
 def _dtype(variable: Any) -> str:
     return getattr(variable.type, "dtype", "")
-
-
-def _label(variable: Any, depth: int = 2) -> str:
-    """A name, or a short expression."""
-    variable = _source(variable)
-    if variable.name:
-        return str(variable.name)
-    if isinstance(variable, Constant):
-        return str(variable.data) if np.ndim(variable.data) == 0 else "an array"
-    if variable.owner is None or depth == 0:
-        return "..." if variable.owner else "unnamed"
-    operation = re.sub(r"(_rv)?{.*", "", str(variable.owner.op))  # without its own parameters
-    text = ", ".join(_label(operand, depth - 1) for operand in variable.owner.inputs)
-    return f"{operation}({text})" if len(text) < LABEL else f"{operation}(...)"
 
 
 def bytes_in_words(size: float) -> str:

@@ -7,6 +7,7 @@ import ``rule``. Open ``compiled.py`` first.
 
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
+from downhill_rms.compiling.rehearsal import evaluator, rehearse
 from downhill_rms.compiling.rewrites import TIERED, pytensor_mode
 from downhill_rms.compiling.stacked import check_stackable, stack_steps
 from downhill_rms.compiling.tiered import TieredFunction
@@ -19,7 +20,9 @@ __all__ = [
     "UncompiledFunction",
     "check_mode",
     "check_stackable",
+    "evaluator",
     "findings",
     "pytensor_mode",
+    "rehearse",
     "stack_steps",
 ]

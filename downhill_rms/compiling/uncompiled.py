@@ -45,7 +45,7 @@ class UncompiledFunction:
     def __init__(
         self, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update] = ()
     ) -> None:
-        with _nothing_compiled():
+        with nothing_compiled():
             self._function = pytensor.function(
                 list(inputs),
                 list(outputs),
@@ -66,13 +66,14 @@ class UncompiledFunction:
             if self.calls:
                 result: list[Any] = self._function(*batch)
             else:
-                with _nothing_compiled():  # inner graphs are built when they are first called
+                with nothing_compiled():  # inner graphs are built when they are first called
                     result = self._function(*batch)
         self.calls += 1
         return result
 
 
-def _nothing_compiled() -> Any:
+def nothing_compiled() -> Any:
+    """While this is in force, PyTensor compiles no C and hands nothing to Numba."""
     return pytensor.config.change_flags(cxx="", mode="FAST_COMPILE")
 
 

@@ -7,7 +7,8 @@ first.
 
 from downhill_rms.data.dataset import BoundDataset, Dataset, as_dataset
 from downhill_rms.data.generators import generator_state, set_generator_state
-from downhill_rms.data.sources import ArraySource, Batch, InputSpec, by_input, conform
+from downhill_rms.data.scan import first_infinite, parts
+from downhill_rms.data.sources import ArraySource, Batch, InputSpec, Selection, by_input, conform
 
 __all__ = [
     "ArraySource",
@@ -15,9 +16,12 @@ __all__ = [
     "BoundDataset",
     "Dataset",
     "InputSpec",
+    "Selection",
     "as_dataset",
     "by_input",
     "conform",
+    "first_infinite",
     "generator_state",
+    "parts",
     "set_generator_state",
 ]

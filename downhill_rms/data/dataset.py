@@ -202,6 +202,8 @@ class BoundDataset:
         self.name, self.axis, self.prefetch = dataset.name, dataset.axis, dataset.prefetch
         self.source, self.sampler = source, dataset.sampler
         self.iteration_size = dataset.iteration_size
+        # Given what is read as it comes, batch by batch: its number, and the samples if known.
+        self.look: Callable[[Batch, int, Selection | None], Any] | None = None
 
     @property
     def n_samples(self) -> int | None:
@@ -244,12 +246,15 @@ class BoundDataset:
     def _take(
         self, source: ArraySource, selections: Iterable[Selection]
     ) -> Iterator[tuple[Batch, int]]:
-        for selection in selections:
+        for number, selection in enumerate(selections):
             if isinstance(selection, slice):
                 samples = selection.stop - selection.start
             else:
                 samples = len(selection)
-            yield source.take(selection), samples
+            batch = source.take(selection)
+            if self.look is not None:
+                self.look(batch, number, selection)
+            yield batch, samples
 
     def _take_epoch(
         self, source: ArraySource, sampler: Sampler, together: int, limit: float
@@ -277,7 +282,10 @@ class BoundDataset:
             for batch in islice(self.source.batches(), left):
                 count += 1
                 if count > skip:
-                    yield batch, self._count_samples(batch)
+                    samples = self._count_samples(batch)
+                    if self.look is not None:
+                        self.look(batch, count - 1, None)
+                    yield batch, samples
             if count == before:
                 raise ValueError(
                     f"A data set holds at least one batch: {self.name} gave none. If it is an "

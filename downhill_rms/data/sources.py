@@ -36,12 +36,15 @@ class InputSpec:
         Its number of dimensions.
     sparse : {None, "csr", "csc"}
         The format of a sparse input; None for a dense one.
+    shape : tuple of int or None, optional
+        The shape that it declares, None where it leaves an extent open; None if it declares none.
     """
 
     name: str | None
     dtype: str
     ndim: int
     sparse: str | None = None
+    shape: tuple[int | None, ...] | None = None
 
     @classmethod
     def of(cls, variable: Any) -> InputSpec:
@@ -52,7 +55,9 @@ class InputSpec:
                 f"An input is a dense or sparse tensor: {variable!r} is of type {kind}. Make it "
                 "with pytensor.tensor or pytensor.sparse."
             )
-        return cls(variable.name, kind.dtype, kind.ndim, getattr(kind, "format", None))
+        declared = any(extent is not None for extent in getattr(kind, "shape", ()))
+        shape = kind.shape if declared else None
+        return cls(variable.name, kind.dtype, kind.ndim, getattr(kind, "format", None), shape)
 
     def __str__(self) -> str:
         name = repr(self.name) if self.name else "an unnamed input"
@@ -77,7 +82,7 @@ def conform(value: Any, spec: InputSpec | None) -> Any:
     Raises
     ------
     ValueError
-        If the number of dimensions is wrong or integers do not fit.
+        If the number of dimensions is wrong, values are masked, or integers do not fit.
     TypeError
         If the dtype cannot be cast safely.
     """
@@ -90,6 +95,7 @@ def conform(value: Any, spec: InputSpec | None) -> Any:
             # PyTensor multiplies with *, which is a matrix product for matrices alone.
             return SPARSE_KINDS[spec.sparse](value, dtype=spec.dtype)
         value = value.toarray()
+    _refuse_masked(value, spec)
     array = np.asarray(value)
     if spec is not None:
         _check_kind(array, spec)
@@ -98,6 +104,17 @@ def conform(value: Any, spec: InputSpec | None) -> Any:
         if spec.sparse is not None:
             return SPARSE_KINDS[spec.sparse](array)
     return np.require(array, requirements=["C", "A", "W"])
+
+
+def _refuse_masked(value: Any, spec: InputSpec | None) -> None:
+    """Refuse values that a mask hides: a plain array would show what is behind it."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        masked = int(np.ma.getmaskarray(value).sum())
+        raise ValueError(
+            f"{masked} of {value.size} values for {spec or 'an array'} are masked. Training sees "
+            "no mask. Fill them with array.filled(value), leave those samples out, or give the "
+            "mask, ~np.ma.getmaskarray(array), to an input of its own that the loss multiplies by."
+        )
 
 
 def _check_kind(array: Any, spec: InputSpec) -> None:
@@ -183,10 +200,12 @@ class ArrayColumn:
         self.array, self.axis, self.spec = array, axis, spec
         self.shape = array.shape
         if spec is not None:
+            _refuse_masked(array, spec)
             _check_kind(array, spec)
         # Memory-mapped data, and those of sparse inputs, are cast a minibatch at a time; the
         # rest is cast here, once.
-        self.exact = spec is not None and spec.sparse is None and not _is_memory_mapped(array)
+        self.in_memory = not _is_memory_mapped(array)
+        self.exact = spec is not None and spec.sparse is None and self.in_memory
         if self.exact:
             self.array = conform(array, spec)
 
@@ -207,6 +226,8 @@ class ArrayColumn:
 
 class SlicedColumn:
     """One array of a data set that can only be sliced, such as an h5py or zarr data set."""
+
+    in_memory = False
 
     def __init__(self, array: Any, axis: int, spec: InputSpec | None = None) -> None:
         self.array, self.axis, self.spec = array, axis, spec
@@ -230,15 +251,19 @@ class SlicedColumn:
         return conform(np.take(joined, np.argsort(order), axis=self.axis), self.spec)
 
     def _read(self, selection: slice) -> np.ndarray:
-        return np.asarray(
+        block = (
             self.array[(slice(None),) * self.axis + (selection,)]
             if self.axis
             else self.array[selection]
         )
+        _refuse_masked(block, self.spec)
+        return np.asarray(block)
 
 
 class SparseColumn:
     """One scipy sparse matrix of a data set, its samples in rows or in columns."""
+
+    in_memory = True
 
     def __init__(self, matrix: Any, axis: int, spec: InputSpec | None = None) -> None:
         self.axis, self.spec = axis, spec
@@ -273,7 +298,9 @@ def as_column(value: Any, axis: int) -> Column:
     sliced_only = hasattr(value, "shape") and not hasattr(value, "__array_interface__")
     if sliced_only and not hasattr(value, "__dlpack__"):
         return SlicedColumn(value, axis)
-    return ArrayColumn(np.asarray(value), axis)
+    # What a mask hides is refused where the array is bound, which knows the input's name.
+    is_masked = isinstance(value, np.ma.MaskedArray)
+    return ArrayColumn(value if is_masked else np.asarray(value), axis)
 
 
 def _is_memory_mapped(array: Any) -> bool:
@@ -317,6 +344,11 @@ class ArraySource:
                 f"A data set holds at least one sample: received shapes {shapes}. "
                 "Check how the data were selected."
             )
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether every array is there as a whole, and none is read as it comes."""
+        return all(column.in_memory for column in self.columns)
 
     def bind(self, specs: Sequence[InputSpec]) -> ArraySource:
         """The same arrays in the order, and cast to the dtypes, of the inputs."""

@@ -5,6 +5,7 @@ itself and its telemetry. Everything is a PyTensor expression or a plain value: 
 loops or touches data. It imports no other room. Open ``rmsprop.py`` first.
 """
 
+from downhill_rms.rule.bounds import Conflict, Index, Reading, conflict_at, read_bounds
 from downhill_rms.rule.gradients import differentiate
 from downhill_rms.rule.graph import (
     LossGraph,
@@ -18,19 +19,25 @@ from downhill_rms.rule.keywords import refuse_unknown
 from downhill_rms.rule.presets import preset
 from downhill_rms.rule.rmsprop import KINDS, STARTED, State, needed_kinds, rmsprop_updates
 from downhill_rms.rule.telemetry import telemetry_names, update_telemetry
-from downhill_rms.rule.traversal import describe, variables_in_order
+from downhill_rms.rule.traversal import describe, label, variables_in_order, without_dimensions
 
 __all__ = [
     "KINDS",
     "STARTED",
+    "Conflict",
     "Hyperparameters",
+    "Index",
     "LossGraph",
+    "Reading",
     "State",
     "Update",
+    "conflict_at",
     "describe",
     "differentiate",
+    "label",
     "needed_kinds",
     "preset",
+    "read_bounds",
     "read_graph",
     "read_outputs",
     "refuse_unknown",
@@ -39,4 +46,5 @@ __all__ = [
     "update_telemetry",
     "variables_in_order",
     "warn_of_outer_broadcast",
+    "without_dimensions",
 ]

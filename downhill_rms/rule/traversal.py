@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import walk
+from pytensor.tensor.elemwise import DimShuffle
+
+LABEL = 40  # characters that describe an expression without a name
 
 
 def variables_in_order(outputs: Sequence[Any]) -> list[Any]:
@@ -42,3 +48,29 @@ def warn(text: str) -> None:
 
 def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def label(variable: Any, depth: int = 2) -> str:
+    """A name, or a short expression."""
+    variable = without_dimensions(variable)
+    if variable.name:
+        return str(variable.name)
+    if isinstance(variable, Constant):
+        return str(variable.data) if np.ndim(variable.data) == 0 else "an array"
+    if variable.owner is None or depth == 0:
+        return "..." if variable.owner else "unnamed"
+    text = ", ".join(label(operand, depth - 1) for operand in variable.owner.inputs)
+    return f"{operation_name(variable.owner.op)}({text if len(text) < LABEL else '...'})"
+
+
+def operation_name(op: Any) -> str:
+    """What an operation is called, without its own parameters."""
+    op = getattr(op, "core_op", op)
+    return re.sub(r"(_rv)?{.*", "", str(op))
+
+
+def without_dimensions(variable: Any) -> Any:
+    """The variable itself, behind the dimensions that broadcasting has added to it."""
+    while variable.owner is not None and isinstance(variable.owner.op, DimShuffle):
+        variable = variable.owner.inputs[0]
+    return variable

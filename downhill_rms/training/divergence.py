@@ -53,13 +53,18 @@ class Divergence:
     found : tuple of str
         Descriptions with numbers of values: monitors of the minibatch (before the update), inputs,
         then accumulators and parameters (after it).
+    batch : int or None
+        The place of its minibatch in the epoch, from 0; None where the loss was not looked at for
+        each.
     """
 
     update: int
     found: tuple[str, ...]
+    batch: int | None = None
 
     def __str__(self) -> str:
-        return f"training diverged at update {self.update}: {'; '.join(self.found)}"
+        place = "" if self.batch is None else f", batch {self.batch} of its epoch"
+        return f"training diverged at update {self.update}{place}: {'; '.join(self.found)}"
 
 
 class DivergenceError(ValueError):

@@ -84,10 +84,11 @@ class Loop:
     def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
         """Means over a data set in its own order."""
         means = PassMean(self.steps.names)
-        for batch, samples in data.in_order():
+        for number, (batch, samples) in enumerate(data.in_order()):
             outputs = self.steps.evaluate(batch)
             if must_be_finite:
-                self.steps.refuse_infinite(outputs[0], batch, f"a batch of the {data.name} data")
+                where = f"batch {number} of the {data.name} data"
+                self.steps.refuse_infinite(outputs[0], batch, where)
             means.add(outputs, samples)
         return means.result()
 
@@ -271,7 +272,8 @@ class Loop:
             # To look at a value of JAX's is to wait for the device: `_epoch` looks at the mean.
             looks = run.save_batch or not hasattr(outputs[0], "block_until_ready")
             if looks and not _is_finite(outputs[0]):
-                self.divergence = self.steps.diverge(batch, outputs)
+                number = run.batches - np.size(outputs[0])
+                self.divergence = self.steps.diverge(batch, outputs, number)
                 self._save_batch(run, before, batch)
                 return StopReason.DIVERGED
             if run.out_of_updates:

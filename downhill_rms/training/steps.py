@@ -20,7 +20,14 @@ from downhill_rms.compiling import (
     check_stackable,
     stack_steps,
 )
-from downhill_rms.data import Batch, InputSpec, generator_state, set_generator_state
+from downhill_rms.data import (
+    Batch,
+    BoundDataset,
+    Dataset,
+    InputSpec,
+    generator_state,
+    set_generator_state,
+)
 from downhill_rms.rule import (
     Hyperparameters,
     LossGraph,
@@ -32,9 +39,9 @@ from downhill_rms.rule import (
     rmsprop_updates,
     telemetry_names,
     update_telemetry,
-    warn_of_outer_broadcast,
 )
 from downhill_rms.training.divergence import Divergence, explain_infinite, find_infinite
+from downhill_rms.training.inspection import BatchInspection, Inspection
 from downhill_rms.training.options import OPTIONS
 from downhill_rms.training.parameters import Parameters
 from downhill_rms.watching import named_expressions
@@ -113,7 +120,17 @@ class Steps:
         self._update: CompiledFunction | None = None
         self._predictions: dict[tuple[Any, ...], CompiledFunction] = {}  # by outputs
         self._schedules: dict[Any, Any] = {}  # functions of the update count
-        self._shapes_seen = False
+        params = dict(zip(graph.param_names, graph.params, strict=True))
+        assigned = [new for v, new in graph.updates if not isinstance(v.type, RandomType)]
+        computed = (graph.inputs, [*self.outputs, *assigned], self.specs, params)
+        self.inspection = Inspection(*computed, self.gradients)
+        self._look = BatchInspection(self.inspection, "the batch")
+
+    def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
+        """Check and cast data for the inputs, and compare them with what the graph demands."""
+        data = dataset.bind(self.specs)
+        self.inspection.look_at(data, train=train, finite=finite)
+        return data
 
     def _function(
         self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]
@@ -219,6 +236,7 @@ class Steps:
 
     def update_once(self, batch: Batch) -> list[Any]:
         """Make one update, however many a call makes; returns the outputs before it."""
+        self._look(batch)
         if self.updates_per_call == 1:
             return self.update(batch)
         stack = [array[None] for array in batch] or [np.zeros(1, dtype="int64")]
@@ -239,15 +257,14 @@ class Steps:
         if self.update_count == 0:
             outputs = self._first_update(self._update, batch)
         else:
-            outputs = self._update(*batch)
+            outputs = self._run(self._update, batch)
         self.update_count += 1 if self.updates_per_call == 1 else len(outputs[0])
         return outputs
 
     def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
         first = batch if self.updates_per_call == 1 else self._of_stack(batch, 0)
-        self._look_at_shapes(first)
         values = self.parameters.copy()
-        outputs = update(*batch)
+        outputs = self._run(update, batch)
         loss = outputs[0] if self.updates_per_call == 1 else outputs[0][0]
         if not math.isfinite(float(loss)):
             self.parameters.put_back(values)
@@ -268,8 +285,17 @@ class Steps:
 
     def evaluate(self, batch: Batch) -> list[Any]:
         """The outputs, with the parameters as they are."""
-        self._look_at_shapes(batch)
-        return self._evaluation(*batch)
+        return self._run(self._evaluation, batch)
+
+    def _run(self, function: CompiledFunction, batch: Batch) -> list[Any]:
+        try:
+            return function(*batch)
+        except Exception as error:
+            stacked = function is self._update and self.updates_per_call > 1
+            count = len(batch[0]) if stacked else 0
+            for one in [self._of_stack(batch, i) for i in range(count)] or [batch]:
+                self.inspection.explain(one, error)
+            raise
 
     def refuse_infinite(self, loss: Any, batch: Batch, where: str) -> None:
         """Raise if a loss is not finite, with what it was computed from."""
@@ -280,18 +306,21 @@ class Steps:
             f"{explain_infinite(self._inputs(batch) | self._parameters())}."
         )
 
-    def diverge(self, batch: Batch | None, outputs: Sequence[Any] = ()) -> Divergence | None:
+    def diverge(
+        self, batch: Batch | None, outputs: Sequence[Any] = (), number: int | None = None
+    ) -> Divergence | None:
         """What is not finite after a call, or in the parameters alone; None if nothing is."""
         if outputs and np.ndim(outputs[0]):
             bad = int(np.argmin(np.isfinite(outputs[0])))
             outputs = [values[bad] for values in outputs]
             batch = batch and self._of_stack(batch, bad)
+            number = None if number is None else number + bad
         values = dict(zip(self.update_names, map(float, outputs), strict=bool(outputs)))
         arrays = {} if batch is None else self._inputs(batch)
         accumulators = self.state.accumulators.items()
         arrays |= {f"accumulator {n!r}": v.get_value(borrow=True) for n, v in accumulators}
         found = find_infinite(values, arrays | self._parameters())
-        return Divergence(self.update_count, found) if found else None
+        return Divergence(self.update_count, found, number) if found else None
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         return {f"input {spec}": array for spec, array in zip(self.specs, batch, strict=True)}
@@ -299,14 +328,6 @@ class Steps:
     def _parameters(self) -> dict[str, Any]:
         variables = self.parameters.variables.items()
         return {f"parameter {n!r}": v.get_value(borrow=True) for n, v in variables}
-
-    def _look_at_shapes(self, batch: Batch) -> None:
-        """Once, when the first minibatch tells the inputs' shapes."""
-        if not self._shapes_seen:
-            self._shapes_seen = True
-            shapes = {v: array.shape for v, array in zip(self.graph.inputs, batch, strict=True)}
-            shapes |= {p: p.get_value(borrow=True).shape for p in self.graph.params}
-            warn_of_outer_broadcast(self.graph.loss, shapes)
 
 
 def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:

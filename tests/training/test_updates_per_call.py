@@ -123,9 +123,10 @@ def test_a_divergence_is_seen_in_its_call(mode):
     bad = X.copy()
     bad[-1] = np.nan
     trainer = make(mode)
-    ordered = Dataset([bad, Y], batch_size=5, shuffle=None)
-    trainer.minimize(ordered, [X, Y], max_epochs=3, updates_per_call=4)
+    batches = [(bad[i : i + 5], Y[i : i + 5]) for i in range(0, len(X), 5)]
+    trainer.minimize(batches, [X, Y], max_epochs=3, updates_per_call=4)
     assert trainer.stop_reason is StopReason.DIVERGED
+    assert trainer.divergence.batch == len(batches) - 1
     assert "input 'x'" in str(trainer.divergence)
     assert np.isfinite(trainer.graph.params[0].get_value()).all()
 
@@ -133,7 +134,7 @@ def test_a_divergence_is_seen_in_its_call(mode):
 def test_a_loss_that_is_not_finite_at_first_changes_nothing(mode):
     trainer = make(mode)
     with pytest.raises(ValueError, match="first training batch"):
-        trainer.minimize([X * np.nan, Y], [X, Y], updates_per_call=4)
+        trainer.minimize([(X * np.nan, Y)], [X, Y], updates_per_call=4)
     assert (trainer.graph.params[0].get_value() == 0).all()
 
 
