@@ -257,11 +257,11 @@ class Trainer:
         array([2., 4., 6.])
         """
         named = named_outputs(outputs)
-        function, specs = self.steps.prediction(list(named.values()))
-        bound = as_dataset(data, "predict", batch_size).bind(specs)
+        function, inspection = self.steps.prediction(list(named.values()))
+        bound = inspection.bind(as_dataset(data, "predict", batch_size))
         rows = [Rows(f"outputs[{key!r}]", bound.n_samples, bound.axis) for key in named]
         batches = watched(bound.in_order(), progress, bound.iteration_size)
-        arrays = predict(function, batches, rows)
+        arrays = predict(inspection.explained(function), batches, rows)
         if isinstance(outputs, Mapping):
             return dict(zip(named, arrays, strict=True))
         return arrays if isinstance(outputs, list | tuple) else arrays[0]

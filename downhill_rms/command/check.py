@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import check_mode, findings, pytensor_mode
-from downhill_rms.data import ArraySource, BoundDataset, Dataset, InputSpec, as_dataset, by_input
+from downhill_rms.data import ArraySource, Dataset, InputSpec, as_dataset, by_input
 from downhill_rms.problem import Problem
 from downhill_rms.rule import (
     Hyperparameters,
@@ -30,9 +30,9 @@ from downhill_rms.rule import (
     read_graph,
     rmsprop_updates,
     variables_in_order,
-    warn_of_outer_broadcast,
     without_dimensions,
 )
+from downhill_rms.training import Inspection
 from downhill_rms.watching import named_expressions
 
 TERMINAL = textwrap.TextWrapper(
@@ -153,7 +153,7 @@ def check(
         if batch_size is None:
             batch_size = problem.options.get("batch_size")
         with faults.collected():
-            sections |= _data_sections(problem, graph, batch_size, faults)
+            sections |= _data_sections(problem, graph, monitors, batch_size, faults)
         sections |= _graph_sections(graph, monitors, hyperparameters)
         _check_rule(graph, hyperparameters, faults)
     sections["hyperparameters"] = _hyperparameter_rows(hyperparameters)
@@ -169,10 +169,19 @@ def _check_rule(graph: LossGraph, hyperparameters: Hyperparameters, faults: Faul
 
 
 def _data_sections(
-    problem: Problem, graph: LossGraph, batch_size: int | None, faults: Faults
+    problem: Problem,
+    graph: LossGraph,
+    monitors: Mapping[str, Any],
+    batch_size: int | None,
+    faults: Faults,
 ) -> dict[str, list[str]]:
     """The inputs, and the data that they get, bound as a trainer binds them."""
-    specs = [InputSpec.of(variable) for variable in graph.inputs]
+    gradients: list[Any] = []
+    with suppress(Exception):  # _check_rule tells of it
+        gradients = differentiate(graph.loss, graph.params)
+    outputs = [graph.loss, *monitors.values()]
+    inspection = Inspection.of_graph(graph, outputs, gradients)
+    specs = inspection.specs
     received, dtypes = [""] * len(specs), [spec.dtype for spec in specs]
     rows: list[Row] = []
     with faults.collected():
@@ -182,13 +191,14 @@ def _data_sections(
                 f"{', '.join(map(str, specs))}."
             )
         train = as_dataset(problem.train, "train", batch_size)
-        received, dtypes = _received(train, specs)
-        rows.append(("train", *_minibatches(train.bind(specs), graph)))
+        with suppress(ValueError):  # masked values: where they are bound the input is known
+            received, dtypes = _received(train, specs)
+        rows.append(("train", *_minibatches(inspection, train, is_train=True)))
     with faults.collected():
         if problem.valid is not None:
             size = None if isinstance(problem.valid, Dataset) else batch_size
-            valid = as_dataset(problem.valid, "valid", size).bind(specs)
-            rows.append(("valid", *_minibatches(valid, graph)))
+            valid = as_dataset(problem.valid, "valid", size)
+            rows.append(("valid", *_minibatches(inspection, valid)))
     for text in _float64_findings(graph, dtypes):
         faults.add(text)
     inputs = [(str(spec), data) for spec, data in zip(specs, received, strict=True)]
@@ -208,12 +218,11 @@ def _received(dataset: Dataset, specs: Sequence[InputSpec]) -> tuple[list[str], 
     return [f"{dtype} array of {shape}" for shape, dtype in arrays], [d for _, d in arrays]
 
 
-def _minibatches(data: BoundDataset, graph: LossGraph) -> Row:
-    """Samples and minibatches, in words; the shapes of the first show what broadcasts."""
+def _minibatches(inspection: Inspection, dataset: Dataset, is_train: bool = False) -> Row:
+    """Samples and minibatches, in words; the first is computed uncompiled."""
+    data = inspection.bind(dataset, train=is_train, finite=True)
     batch, samples = next(iter(data.in_order()))
-    shapes = {v: array.shape for v, array in zip(graph.inputs, batch, strict=True)}
-    shapes |= {p: p.get_value(borrow=True).shape for p in graph.params}
-    warn_of_outer_broadcast(graph.loss, shapes)
+    inspection.refuse(batch, f"the first batch of the {data.name} data")
     sampler = data.sampler
     if sampler is None:
         if not batch:

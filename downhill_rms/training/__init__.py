@@ -6,6 +6,7 @@ divergence, signals, and the state of it all. It joins ``rule``, ``data``, ``sav
 """
 
 from downhill_rms.training.divergence import Divergence
+from downhill_rms.training.inspection import Inspection
 from downhill_rms.training.loop import Loop
 from downhill_rms.training.prediction import Rows, named_outputs, predict
 from downhill_rms.training.run import Best, Run, check_rollback
@@ -15,6 +16,7 @@ from downhill_rms.training.stopping import Patience, StopReason
 __all__ = [
     "Best",
     "Divergence",
+    "Inspection",
     "Loop",
     "Patience",
     "Rows",

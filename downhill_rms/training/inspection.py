@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
+from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import evaluator, rehearse
 from downhill_rms.data import (
     ArraySource,
     Batch,
     BoundDataset,
+    Dataset,
     InputSpec,
     Selection,
     first_infinite,
@@ -28,6 +30,7 @@ from downhill_rms.data import (
 from downhill_rms.rule import (
     Conflict,
     Index,
+    LossGraph,
     Reading,
     label,
     read_bounds,
@@ -53,8 +56,6 @@ class Inspection:
         What minibatches feed.
     outputs : sequence of Variable
         What is computed from them, the loss first.
-    specs : sequence of InputSpec
-        What the inputs accept.
     params : mapping of str to SharedVariable
         The parameters by name.
     gradients : sequence of Variable
@@ -65,11 +66,11 @@ class Inspection:
         self,
         inputs: Sequence[Any],
         outputs: Sequence[Any],
-        specs: Sequence[InputSpec],
         params: Mapping[str, Any],
         gradients: Sequence[Any] = (),
     ) -> None:
-        self.inputs, self.outputs, self.specs = list(inputs), list(outputs), list(specs)
+        self.inputs, self.outputs = list(inputs), list(outputs)
+        self.specs = [InputSpec.of(variable) for variable in inputs]
         self.gradients = list(gradients)
         variables = variables_in_order(self.outputs)
         self.shared = [v for v in variables if isinstance(v, SharedVariable)]
@@ -79,12 +80,23 @@ class Inspection:
         self._known: dict[Shapes, Demands] = {}
         self._warned = False
 
-    def look_at(self, data: BoundDataset, *, train: bool = False, finite: bool = False) -> None:
-        """Check bound data, or have their batches checked as they come.
+    @classmethod
+    def of_graph(
+        cls, graph: LossGraph, outputs: Sequence[Any], gradients: Sequence[Any]
+    ) -> Inspection:
+        """That of training: of the loss and the monitors, and what else a step assigns."""
+        assigned = [new for v, new in graph.updates if not isinstance(v.type, RandomType)]
+        params = dict(zip(graph.param_names, graph.params, strict=True))
+        return cls(graph.inputs, [*outputs, *assigned], params, gradients)
+
+    def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
+        """Check and cast data for the inputs, and compare them with what the graph demands.
+
+        What is not in memory has its batches compared as they come.
 
         Parameters
         ----------
-        data : BoundDataset
+        dataset : Dataset
             The data.
         train : bool
             Whether gradients will be computed too.
@@ -96,9 +108,13 @@ class Inspection:
         ValueError
             If they do not fit the graph, or are not finite.
         """
+        data = dataset.bind(self.specs)
+        if self.inputs:
+            self._look_at(data, train, finite)
+        return data
+
+    def _look_at(self, data: BoundDataset, train: bool, finite: bool) -> None:
         source = data.source
-        if not self.inputs:
-            return
         if not isinstance(source, ArraySource):
             data.look = BatchInspection(self, data.name, data.axis)
             return
@@ -143,7 +159,7 @@ class Inspection:
             self._warned = warn_of_outer_broadcast(reading.outputs[0], {})
         return reading
 
-    def refuse(self, batch: Batch, where: str, demands: Demands) -> None:
+    def refuse(self, batch: Batch, where: str, demands: Demands | None = None) -> None:
         """Compute the outputs of a batch uncompiled, and say what fails.
 
         Raises
@@ -151,6 +167,7 @@ class Inspection:
         ValueError
             If an operation fails.
         """
+        demands = demands or self.demands(_full_shapes(batch))
         if failure := rehearse(self.inputs, self.outputs, batch, self.names):
             raise ValueError(demands.misfit(where, failure))
         demands.suspect = False
@@ -164,8 +181,20 @@ class Inspection:
             If the same fails uncompiled.
         """
         if failure := rehearse(self.inputs, self.outputs, batch, self.names):
-            demands = self.demands(tuple(tuple(array.shape) for array in batch))
+            demands = self.demands(_full_shapes(batch))
             raise ValueError(demands.misfit("a batch", failure)) from error
+
+    def explained(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, whose errors are said in the user's words."""
+
+        def call(*batch: Any) -> Any:
+            try:
+                return function(*batch)
+            except Exception as error:
+                self.explain(list(batch), error)
+                raise
+
+        return call
 
     def check_declared(
         self, name: str, axis: int, shapes: Sequence[tuple[int, ...]], samples: int | None = None
@@ -414,6 +443,10 @@ def _batch_sizes(data: BoundDataset) -> set[int]:
 
 def _input_name(variable: Any, place: int) -> str:
     return f"input {variable.name!r}" if variable.name else f"input {place}"
+
+
+def _full_shapes(batch: Batch) -> Shapes:
+    return tuple(tuple(array.shape) for array in batch)
 
 
 def _shapes(shapes: Sequence[tuple[int, ...]], axis: int) -> Shapes:

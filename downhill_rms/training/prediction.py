@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from downhill_rms.compiling import CompiledFunction
 from downhill_rms.data import Batch
 
 
@@ -65,7 +64,7 @@ class Rows:
 
 
 def predict(
-    function: CompiledFunction,
+    function: Callable[..., Sequence[Any]],
     batches: Iterable[tuple[Batch, int]],
     rows: Sequence[Rows],
 ) -> list[np.ndarray]:
@@ -73,7 +72,7 @@ def predict(
 
     Parameters
     ----------
-    function : CompiledFunction
+    function : callable
         Of a minibatch.
     batches : iterable of (list of ndarray, int)
         Minibatches in order, each with its number of samples.

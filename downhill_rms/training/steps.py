@@ -118,19 +118,14 @@ class Steps:
         self.updates_per_call = 1
         self._updates: dict[Any, CompiledFunction] = {}  # by structure, and whether stacked
         self._update: CompiledFunction | None = None
-        self._predictions: dict[tuple[Any, ...], CompiledFunction] = {}  # by outputs
+        self._predictions: dict[Any, tuple[CompiledFunction, Inspection]] = {}  # by outputs
         self._schedules: dict[Any, Any] = {}  # functions of the update count
-        params = dict(zip(graph.param_names, graph.params, strict=True))
-        assigned = [new for v, new in graph.updates if not isinstance(v.type, RandomType)]
-        computed = (graph.inputs, [*self.outputs, *assigned], self.specs, params)
-        self.inspection = Inspection(*computed, self.gradients)
+        self.inspection = Inspection.of_graph(graph, self.outputs, self.gradients)
         self._look = BatchInspection(self.inspection, "the batch")
 
     def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands."""
-        data = dataset.bind(self.specs)
-        self.inspection.look_at(data, train=train, finite=finite)
-        return data
+        return self.inspection.bind(dataset, train=train, finite=finite)
 
     def _function(
         self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]
@@ -138,8 +133,8 @@ class Steps:
         kind = TieredFunction if self.mode == TIERED else CompiledFunction
         return kind(name, inputs, outputs, updates, self.mode, lambda text: self.say(text))
 
-    def prediction(self, outputs: Sequence[Any]) -> tuple[CompiledFunction, list[InputSpec]]:
-        """A function of some outputs, compiled once, and what its inputs accept.
+    def prediction(self, outputs: Sequence[Any]) -> tuple[CompiledFunction, Inspection]:
+        """A function of some outputs, compiled once, and what it demands of its data.
 
         Its inputs are in the order of the loss's, those that only the outputs use behind them.
         """
@@ -148,15 +143,17 @@ class Steps:
             inputs, updates = read_outputs(outputs)
             known = [variable for variable in self.graph.inputs if variable in inputs]
             inputs = [*known, *(variable for variable in inputs if variable not in known)]
-            self._predictions[key] = self._function("prediction", inputs, outputs, updates)
-        function = self._predictions[key]
-        return function, [InputSpec.of(variable) for variable in function.inputs]
+            function = self._function("prediction", inputs, outputs, updates)
+            inspection = Inspection(inputs, outputs, self.parameters.variables)
+            self._predictions[key] = function, inspection
+        return self._predictions[key]
 
     def settle(self) -> None:
         """Use one compiled form from the next call on, where the mode is ``"tiered"``."""
         if self.mode == TIERED:
             self.mode = TieredFunction.compiled_mode
-            others = (*self._updates.values(), *self._predictions.values())
+            predictions = (function for function, _ in self._predictions.values())
+            others = (*self._updates.values(), *predictions)
             for function in (self._evaluation, *others):
                 assert isinstance(function, TieredFunction)
                 function.settle()

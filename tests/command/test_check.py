@@ -92,6 +92,35 @@ def test_what_prevents_training_is_a_problem(problem, message):
     assert any(message in text for text in report.problems)
 
 
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([X[:, :2], Y], r"input 'x' of shape (32, 2) meets parameter 'w' of shape (3,) in Dot"),
+        ([X[:, :0], Y], r"input 'x' of shape (32, 0) meets parameter 'w' of shape (3,) in Dot"),
+        ([X * np.nan, Y], "train, row 0, column 0 of input 'x' is nan"),
+        ([np.ma.masked_less(X, 1), Y], "150 of 150 values for 'x'"),
+        (
+            [(X[:, :2], Y)],
+            "batch 0 of the train data does not fit the loss: input 'x' of shape (50, 2)",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_prevent_training(train, message):
+    report = check(line(train=train), Hyperparameters())
+    assert not report.trainable
+    assert any(message in text for text in report.problems), report.problems
+
+
+def test_labels_out_of_range_prevent_training():
+    x, y = pt.matrix("x"), pt.lvector("y")
+    w = pytensor.shared(np.zeros((3, 2)), name="w")
+    loss = pt.log(pt.special.softmax(x @ w, axis=1))[pt.arange(y.shape[0]), y].mean()
+    train = [X, np.arange(50) // 49 * 2]
+    report = check(Problem(loss=loss, inputs=[x, y], train=train), Hyperparameters())
+    assert not report.trainable
+    assert any("train, row 49: input 'y' is 2" in text for text in report.problems)
+
+
 def test_a_schedule_that_is_none_prevents_training():
     report = check(line(), Hyperparameters(learning_rate=lambda t: pt.ones(3) / t))
     assert not report.trainable
@@ -105,7 +134,7 @@ def test_an_unknown_mode_prevents_training():
 
 def test_a_warning_of_the_graph_is_a_problem_that_can_be_trained():
     x, y = pt.tensor("x", shape=(None, 1), dtype="float64"), pt.vector("y")
-    w = pytensor.shared(np.zeros((1, 1)), name="w")
+    w = pytensor.shared(np.zeros((1, 1)), name="w", shape=(1, 1))
     loss, data = pt.sqr(x @ w - y).mean(), [X[:, :1], Y]
     report = check(Problem(loss=loss, inputs=[x, y], train=data), Hyperparameters())
     assert report.trainable
@@ -145,8 +174,12 @@ def test_lines_fit_a_terminal():
 
 
 def test_nothing_is_compiled(monkeypatch):
-    def refuse(*arguments, **keywords):
-        raise AssertionError("check compiled a function")
+    function = pytensor.function
+
+    def refuse(*arguments, mode=None, **keywords):
+        assert not mode.linker.c_thunks
+        assert pytensor.config.cxx == ""
+        return function(*arguments, mode=mode, **keywords)
 
     monkeypatch.setattr(pytensor, "function", refuse)
     assert check(line(train=[X, Y]), Hyperparameters()).trainable
@@ -216,14 +249,22 @@ def test_the_first_of_ready_batches_is_looked_at():
 
 
 def test_the_data_show_what_broadcasts():
-    """Neither the types nor the parameters tell that the prediction is a column."""
+    """Neither the types nor the parameters tell that the prediction is a column.
+
+    PyTensor repeats no column that does not say so: what is one by chance ends training.
+    """
     x, y = pt.matrix("x"), pt.vector("y")
     w = pytensor.shared(1.0, name="w")
     loss = pt.sqr(x * w - y).mean()
-    for columns, problems in ((1, 1), (50, 0)):
-        report = check(Problem(loss=loss, train=[np.zeros((50, columns)), Y]), Hyperparameters())
-        assert len(report.problems) == problems
-        assert report.trainable
+    square = check(
+        Problem(loss=loss, train=[np.zeros((50, 50)), Y]), Hyperparameters(), batch_size=50
+    )
+    assert square.trainable
+    assert not square.problems
+    column = check(Problem(loss=loss, train=[X[:, :1], Y]), Hyperparameters())
+    assert not column.trainable
+    assert "input 'y' of shape (32,) in Sub: a length of 1 is repeated" in column.problems[0]
+    assert "broadcast to a square matrix" in column.problems[1]
 
 
 @pytest.mark.parametrize("error", [OSError("disk gone"), ValueError("bad\nrow")])

@@ -217,3 +217,23 @@ def test_a_divergence_is_seen_at_the_end_of_the_epoch_in_jax(on_divergence):
     assert trainer.update_count == 10
     assert "parameter 'w'" in str(trainer.divergence)
     assert np.isfinite(w.get_value()).all()
+
+
+@pytest.mark.parametrize("backend", ["NUMBA", "JAX"])
+def test_what_the_backend_would_not_see_is_refused(backend):
+    """Numba reads beyond the array or takes no columns for zeros; JAX takes the nearest entry."""
+    if backend == "JAX":
+        pytest.importorskip("jax")
+    x, y = pt.matrix("x"), pt.lvector("y")
+    w = pytensor.shared(np.zeros((3, 4)), name="w")
+    logits = x @ w
+    loss = (pt.logsumexp(logits, axis=1) - logits[pt.arange(logits.shape[0]), y]).mean()
+    trainer = Trainer(loss, inputs=[x, y], mode=backend)
+    data, labels = X.astype("float64"), np.arange(40) % 4
+    assert trainer.evaluate([data, labels])["loss"] == pytest.approx(np.log(4))
+    with pytest.raises(ValueError, match="evaluation, row 3: input 'y' is 4"):
+        trainer.evaluate([data, labels + (labels == 3)])
+    with pytest.raises(ValueError, match=r"'x' of shape \(32, 0\) meets parameter 'w'"):
+        trainer.evaluate([data[:, :0], labels])
+    with pytest.raises(ValueError, match="batch 1 of the evaluation data, row 3: input 'y' is 4"):
+        trainer.evaluate([(data, labels), (data, labels + 1)])

@@ -138,3 +138,13 @@ def test_parameters_of_another_model_change_nothing(mode, tmp_path):
     with pytest.raises(CheckpointError):
         trainer.load_parameters(tmp_path / "broken.npz")
     np.testing.assert_array_equal(trainer.parameters.copy()["w"], WEIGHTS)
+
+
+def test_data_that_do_not_fit_are_said_in_the_users_words(mode):
+    trainer, probabilities = softmax_trainer(mode)
+    message = r"predict data .* input 'x' of shape \(32, 0\) meets parameter 'w'"
+    with pytest.raises(ValueError, match=message):
+        trainer.predict(probabilities, DATA[:, :0])
+    i = pt.lvector("i")
+    with pytest.raises(ValueError, match="predict, row 1: input 'i' is 3, .* 'w' has 3 entries"):
+        trainer.predict(trainer.graph.params[0][i], [[0, 3]])
