@@ -219,6 +219,7 @@ def test_a_divergence_is_seen_at_the_end_of_the_epoch_in_jax(on_divergence):
     assert np.isfinite(w.get_value()).all()
 
 
+@pytest.mark.filterwarnings("ignore:Skipping Assert")
 @pytest.mark.parametrize("backend", ["NUMBA", "JAX"])
 def test_what_the_backend_would_not_see_is_refused(backend):
     """Numba reads beyond the array or takes no columns for zeros; JAX takes the nearest entry."""
