@@ -26,6 +26,7 @@ from downhill_rms.command.experiment import Request, default_mode, draw
 from downhill_rms.command.experiment import train as train_problem
 from downhill_rms.command.rundirectory import RunDirectory, default_path
 from downhill_rms.command.rundirectory import compare as compare_runs
+from downhill_rms.compiling import ALONE_SECONDS, compile_alone
 from downhill_rms.problem import load_problem, problem_name
 from downhill_rms.training import StopReason
 from downhill_rms.watching.plots import learning_curves
@@ -80,6 +81,14 @@ PROBLEM = with_options(
 )
 
 
+FINISH_COMPILING = click.option(
+    "--finish-compiling/--no-finish-compiling",
+    default=True,
+    envvar="DOWNHILL_RMS_FINISH_COMPILING",
+    help="Compile on in the background when a run ends first.",
+)
+
+
 @main.command()
 @PROBLEM
 @click.option("--max-epochs", type=int, help="Passes through the training data at most.")
@@ -99,7 +108,15 @@ PROBLEM = with_options(
 @click.option("--out", metavar="RUN_DIR", help="The run directory (runs/NAME).")
 @click.option("--resume", is_flag=True, help="Go on with the run in the run directory.")
 @PROGRESS
-def train(spec: str, out: str | None, resume: bool, progress: bool, **given: Any) -> None:
+@FINISH_COMPILING
+def train(
+    spec: str,
+    out: str | None,
+    resume: bool,
+    progress: bool,
+    finish_compiling: bool,
+    **given: Any,
+) -> None:
     """Train the problem SPEC: path/to/file.py or package.module, and :name for one of several."""
     directory = RunDirectory(out or default_path(problem_name(spec), resume))
     if resume:
@@ -116,12 +133,24 @@ def train(spec: str, out: str | None, resume: bool, progress: bool, **given: Any
             words = ("downhill-rms", "train", spec, "--out", str(directory.path), "--resume")
             click.echo(f"go on with: {shlex.join(words)}")
         if trainer.stop_reason is not StopReason.TERMINATED:  # whoever sends it waits
+            if finish_compiling:
+                compile_on()
             with ctrl_c_ends_at_once():
                 draw(directory)
     if trainer.stop_reason in EXIT_CODES:
         sys.exit(EXIT_CODES[trainer.stop_reason])
     if trainer.stop_reason is StopReason.DIVERGED:
         raise click.ClickException(f"{trainer.divergence}; the best parameters are in best.npz")
+
+
+def compile_on() -> None:
+    """Have what was not compiled in time compiled for the next run, and say so."""
+    if (process := compile_alone()) is not None:
+        click.echo(
+            f"compiling goes on in the background for the next run (process {process}, for "
+            f"{ALONE_SECONDS // 60} minutes at most)",
+            err=True,
+        )
 
 
 @main.command()
@@ -183,13 +212,23 @@ def compare(runs: tuple[str, ...]) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of generated data (0).")
 @MODE
 @PROGRESS
-def demo(name: str, out: Path | None, seed: int, mode: str | None, progress: bool) -> None:
+@FINISH_COMPILING
+def demo(
+    name: str,
+    out: Path | None,
+    seed: int,
+    mode: str | None,
+    progress: bool,
+    finish_compiling: bool,
+) -> None:
     """Train on data that need no file, and draw what happened."""
     bar = progress and sys.stderr.isatty()
     with logging_to_terminal(logging.WARNING):
         result = run_demo(name, seed=seed, mode=mode or default_mode(), progress=bar)
     for line in result.summary:
         click.echo(line)
+    if finish_compiling:
+        compile_on()
     path = out or Path(f"{name}.png")
     result.figure().savefig(path)
     click.echo(f"drawn: {path}")

@@ -5,6 +5,7 @@ process; the rewrites of the graph that Numba compiles; and what is known of the
 import ``rule``. Open ``compiled.py`` first.
 """
 
+from downhill_rms.compiling.background import ALONE_SECONDS, compile_alone
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
 from downhill_rms.compiling.rehearsal import evaluator, rehearse
@@ -14,12 +15,14 @@ from downhill_rms.compiling.tiered import TieredFunction
 from downhill_rms.compiling.uncompiled import UncompiledFunction
 
 __all__ = [
+    "ALONE_SECONDS",
     "TIERED",
     "CompiledFunction",
     "TieredFunction",
     "UncompiledFunction",
     "check_mode",
     "check_stackable",
+    "compile_alone",
     "evaluator",
     "findings",
     "pytensor_mode",

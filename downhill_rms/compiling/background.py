@@ -9,6 +9,7 @@ import logging
 import os
 import pickle
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -23,8 +25,13 @@ import pytensor
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs, toposort
 
-from downhill_rms.compiling.compiled import CompiledFunction
-from downhill_rms.compiling.machine import usable_cores
+from downhill_rms.compiling.compiled import NOT_CACHED, CompiledFunction, is_cached
+from downhill_rms.compiling.machine import numba_cache, usable_cores
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +42,11 @@ FLAGS = ("cast_policy", "cxx", "floatX", "numba__cache", "numba__fastmath")
 # The parent's import path comes before anything else: the child imports what the parent did.
 COMMAND = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
-    "from downhill_rms.compiling.background import compile_for_parent; compile_for_parent()"
+    "from downhill_rms.compiling import background; background.{}"
 )
+
+# How long a process that outlives this one may compile, the longest.
+ALONE_SECONDS = 300
 
 _is_child = False
 
@@ -93,8 +103,14 @@ class BackgroundCompilation:
     def start(self) -> None:
         """Start the child as soon as no other is at work."""
         self._deadline = time.monotonic() + self.seconds
-        _children.enter()
+        _children.enter(self)
         self._thread.start()
+
+    def take_message(self) -> bytes:
+        """End the child for another process: what that has to compile, if it is still to do."""
+        wanted = not (self._cancelled.is_set() or self._error or self.marker.exists())
+        self.cancel()
+        return self._message if wanted else b""
 
     def cancel(self) -> None:
         """End the child; nobody is told."""
@@ -108,7 +124,7 @@ class BackgroundCompilation:
                 if not self._cancelled.is_set() and not self.marker.exists():
                     self._error = self._error or self._compile()
         finally:
-            _children.leave()
+            _children.leave(self)
         if self._error and not self._cancelled.is_set():
             log.warning(
                 "no child process compiles the %s: %s. Training goes on uncompiled; what takes "
@@ -122,17 +138,9 @@ class BackgroundCompilation:
 
     def _compile(self) -> str:
         """Run the child to its end; returns what went wrong."""
-        flags = f"base_compiledir={shlex.quote(str(pytensor.config.base_compiledir))}"
-        inherited = os.environ.get("PYTENSOR_FLAGS")
+        pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(
-                [sys.executable or "python", "-c", COMMAND],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=os.environ | {"PYTENSOR_FLAGS": f"{inherited},{flags}" if inherited else flags},
-                start_new_session=True,  # Ctrl-C is for the parent
-            )
+            self._process = _popen("compile_for_parent()", stdin=pipe, stderr=pipe)
         except OSError as error:
             return f"{sys.executable!r} cannot be started ({error})"
         if self._cancelled.is_set():
@@ -141,35 +149,97 @@ class BackgroundCompilation:
 
 
 class _Children:
-    """How many children work or wait, and the threads that OpenBLAS has meanwhile."""
+    """The children that work or wait, and the threads that OpenBLAS has meanwhile."""
 
     def __init__(self) -> None:
         self.one_at_a_time = threading.Lock()
         self._changed = threading.Condition()
-        self._count = 0
+        self._members: list[BackgroundCompilation] = []
         self._threads = 0
 
-    def enter(self) -> None:
+    def enter(self, compilation: BackgroundCompilation) -> None:
         with self._changed:
-            self._count += 1
-            if self._count == 1 and (openblas := _openblas()):
+            self._members.append(compilation)
+            if len(self._members) == 1 and (openblas := _openblas()):
                 self._threads = openblas["get"]()
                 openblas["set"](max(1, min(self._threads, usable_cores() - 1)))
 
-    def leave(self) -> None:
+    def leave(self, compilation: BackgroundCompilation) -> None:
         with self._changed:
-            self._count -= 1
-            if self._count == 0 and (openblas := _openblas()):
+            self._members.remove(compilation)
+            if not self._members and (openblas := _openblas()):
                 openblas["set"](self._threads)
             self._changed.notify_all()
 
     def wait_for_all(self) -> None:
         # The compiled function may bring a BLAS of its own, which would have all its threads.
         with self._changed:
-            self._changed.wait_for(lambda: self._count == 0)
+            self._changed.wait_for(lambda: not self._members)
+
+    def take_messages(self) -> list[bytes]:
+        with self._changed:
+            return [message for one in self._members if (message := one.take_message())]
 
 
 _children = _Children()
+
+
+def compile_alone(seconds: int = ALONE_SECONDS) -> int | None:
+    """Have a process that outlives this one compile what children have not come to.
+
+    It has the lowest priority and no terminal, and there is one for a cache: while it works,
+    another program starts none.
+
+    Parameters
+    ----------
+    seconds : int
+        After this it ends, whatever it does.
+
+    Returns
+    -------
+    int or None
+        Its process id; None if there is nothing to compile, another one is at work, or the
+        system has no such processes.
+    """
+    messages = _children.take_messages()
+    if fcntl is None or not messages:
+        return None
+    try:
+        return _start_alone(messages, seconds)
+    except OSError as error:  # it would have been of use, and is not needed
+        log.info("nothing compiles in the background: %s", error)
+        return None
+
+
+def _start_alone(messages: Sequence[bytes], seconds: int) -> int:
+    path = numba_cache() / "downhill_rms.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as lock, TemporaryFile() as stdin:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        stdin.write(b"".join(messages))
+        stdin.seek(0)
+        # The lock goes with the file: the process has it until it ends, whatever ends it.
+        call = f"compile_after_parent({seconds})"
+        process = _popen(call, stdin, subprocess.DEVNULL, [lock.fileno()])
+    process.returncode = 0  # nobody waits for it, on purpose: no ResourceWarning
+    return process.pid
+
+
+def _popen(
+    call: str, stdin: Any, stderr: int, pass_fds: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """A process that compiles for the same cache, beyond the reach of Ctrl-C."""
+    flags = f"base_compiledir={shlex.quote(str(pytensor.config.base_compiledir))}"
+    inherited = os.environ.get("PYTENSOR_FLAGS")
+    return subprocess.Popen(
+        [sys.executable or "python", "-c", COMMAND.format(call)],
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        env=os.environ | {"PYTENSOR_FLAGS": f"{inherited},{flags}" if inherited else flags},
+        start_new_session=True,
+        pass_fds=pass_fds,
+    )
 
 
 def _openblas() -> dict[str, Any]:
@@ -236,18 +306,43 @@ class _StandIns(pickle.Pickler):
 
 def compile_for_parent() -> None:
     """Compile what the standard input describes: the main function of a child."""
+    _be_child(priority=5)
+    end_with_parent = threading.Thread(target=_end_with_parent, daemon=True)
+    _compile_next(end_with_parent.start)
+
+
+def compile_after_parent(seconds: int) -> None:
+    """Compile all that the standard input describes, one after the other, with nobody waiting."""
+    _be_child(priority=19)
+    signal.alarm(seconds)  # its default action ends the process
+    with suppress(EOFError):
+        while True:
+            with suppress(Exception):  # the others are of use all the same
+                _compile_next()
+            pickle.load(sys.stdin.buffer)  # the next one's import path, which is the same
+
+
+def _be_child(priority: int) -> None:
     global _is_child
     _is_child = True
     if hasattr(os, "nice"):
-        os.nice(5)
+        os.nice(priority)
+
+
+def _compile_next(begin: Callable[[], Any] = bool) -> None:
+    """Compile what the standard input describes next, when it is read and something has begun."""
     values, marker = pickle.load(sys.stdin.buffer)
     with pytensor.config.change_flags(**values):
         _, specification, batch = pickle.load(sys.stdin.buffer)
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        begin()
+        if marker.exists():  # another process was faster
+            return
         function = CompiledFunction(*specification).build()
         arguments = [container.storage[0] for container in function.input_storage]
         arguments[: len(batch)] = batch
         _compile_for_types_of(tuple(arguments), function.vm.jit_fn)
+    if not is_cached(function):
+        raise RuntimeError(NOT_CACHED)
     marker.touch()
 
 

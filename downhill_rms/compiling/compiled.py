@@ -16,6 +16,8 @@ from downhill_rms.rule import Update
 
 log = logging.getLogger(__name__)
 
+NOT_CACHED = "PyTensor keeps parts alone: Numba runs an operation in Python, or the cache is off"
+
 
 class CompiledFunction:
     """Expressions of minibatches, compiled at first use.
@@ -83,6 +85,10 @@ class CompiledFunction:
 
     def _build_and_call(self, batch: Sequence[Any]) -> list[Any]:
         function = self.build()
+        if not is_cached(function):
+            text = f"compiling the {self.name}, in every process anew ({NOT_CACHED})"
+            log.info("%s", text)
+            self.say(text)
         _set_jax_states(function, self._keys)
         result: list[Any] = function(*batch)
         self.function = function
@@ -100,6 +106,13 @@ class CompiledFunction:
             # Minibatches are checked once, where data are bound to inputs.
             trust_input=True,
         )
+
+
+def is_cached(function: Any) -> bool:
+    """Whether PyTensor keeps what Numba compiles of a function; true for what Numba does not."""
+    compiled = getattr(function.vm, "jit_fn", None)
+    # With one operation whose function has no key, as in object mode, a whole graph has none.
+    return type(getattr(compiled, "_cache", None)).__name__ != "NullCache"
 
 
 def check_mode(mode: Any) -> None:

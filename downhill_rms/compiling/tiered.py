@@ -23,7 +23,7 @@ from typing import Any
 import pytensor
 
 from downhill_rms.compiling.background import BackgroundCompilation, flags
-from downhill_rms.compiling.compiled import CompiledFunction
+from downhill_rms.compiling.compiled import CompiledFunction, is_cached
 from downhill_rms.compiling.machine import numba_cache
 from downhill_rms.compiling.rewrites import REWRITTEN, source_key
 from downhill_rms.compiling.uncompiled import UncompiledFunction
@@ -111,8 +111,12 @@ class TieredFunction(CompiledFunction):
         return result
 
     def _swap_and_call(self, uncompiled: UncompiledFunction, batch: Sequence[Any]) -> list[Any]:
+        # A child that came to no good end leaves the work to be done here, which is said.
+        compile_and_call = (
+            self._build_and_call if self._marker.exists() else super()._compile_and_call
+        )
         try:
-            result = self._build_and_call(batch)
+            result = compile_and_call(batch)
         except Exception:
             # If the batch is to blame, the uncompiled function raises as well.
             log.warning("the %s stays uncompiled", self.name, exc_info=True)
@@ -126,8 +130,9 @@ class TieredFunction(CompiledFunction):
 
     def _build_and_call(self, batch: Sequence[Any]) -> list[Any]:
         result = super()._build_and_call(batch)
-        with suppress(OSError):
-            self._marker.touch()
+        if is_cached(self.function):
+            with suppress(OSError):
+                self._marker.touch()
         return result
 
     @cached_property

@@ -1,5 +1,6 @@
 """Functions that run uncompiled until a child process has compiled them."""
 
+import fcntl
 import gc
 import json
 import logging
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -94,6 +96,24 @@ print(json.dumps({
     "p": p.get_value().tolist(), "updates": trainer.steps.update_count, "left": left,
     "new files": len(list(cache.rglob("*.nb?"))) - before,
 }))
+"""
+
+
+OBJECT_MODE = """
+import logging, sys
+import numpy as np, pytensor, pytensor.tensor as pt
+import downhill_rms as dr
+from pytensor.tensor.signal.conv import convolve2d
+from downhill_rms.compiling import tiered
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+tiered.UNCOMPILED_SECONDS = 0.0
+k = pytensor.shared(np.ones((3, 3)), name="k")
+trainer = dr.Trainer(convolve2d(np.eye(3), k, mode="valid").sum() ** 2, mode="tiered")
+trainer.step()
+trainer.steps._update._compilation._thread.join()
+trainer.step()
+print(trainer.update_count)
 """
 
 
@@ -197,6 +217,97 @@ def test_the_child_dies_with_a_parent_that_is_killed(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert not list(tmp_path.rglob("*.compiled"))  # it had not come to its end
+
+
+# A process that outlives a run that was shorter than compiling.
+
+SHORT = """
+import json, sys
+import numpy as np, pytensor
+import downhill_rms as dr
+from downhill_rms.compiling import compile_alone
+
+p = pytensor.shared(np.array([1.0, -2.0]), name="p")
+trainer = dr.Trainer(((p - 3) ** 2).sum(), mode="tiered")
+trainer.set_hyperparameters(learning_rate=0.001, rms_halflife=5, rms_regularizer=1e-4)
+trainer.step()
+trainer.evaluate(None)
+print(json.dumps([compile_alone(int(sys.argv[1])), compile_alone(int(sys.argv[1]))]))
+"""
+
+
+@contextmanager
+def left_alone(cache, seconds):
+    """Process id of what a short program has left behind; it is gone afterwards in any case."""
+    (process, second), _ = run_program(cache, "-c", SHORT, str(seconds))
+    try:
+        assert second is None  # there was nothing left to do
+        yield process
+    finally:
+        with suppress(ProcessLookupError, TypeError):  # None where none was left
+            os.kill(process, signal.SIGKILL)
+
+
+def wait_for_end(process):
+    deadline = time.monotonic() + PATIENCE
+    while is_alive(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def markers(cache):
+    return list((cache / "numba").glob("downhill_rms-*.compiled"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_a_short_run_leaves_is_compiled_afterwards(cold):
+    cache, _, _ = cold
+    for path in markers(cache):
+        path.unlink()
+    with left_alone(cache, seconds=PATIENCE) as process:
+        assert os.getsid(process) == process  # neither Ctrl-C nor a closed terminal reaches it
+        with (
+            open(cache / "numba" / "downhill_rms.lock", "ab") as lock,
+            pytest.raises(BlockingIOError),
+        ):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lowest = 0
+        while is_alive(process):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                lowest = os.getpriority(os.PRIO_PROCESS, process)
+            time.sleep(0.02)
+        assert lowest == 19
+    assert len(markers(cache)) == 2  # the evaluation had only waited
+    (process, _), log = run_program(cache, "-c", SHORT, str(PATIENCE))
+    assert process is None
+    assert "child" not in log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_what_is_left_alone_has_a_time_limit(tmp_path):
+    with left_alone(tmp_path, seconds=1) as process:
+        wait_for_end(process)
+    assert not markers(tmp_path)  # on an empty cache there was more to do
+
+
+def test_one_process_is_left_alone_with_a_cache(cold):
+    cache, _, _ = cold
+    for path in markers(cache):
+        path.unlink()
+    with open(cache / "numba" / "downhill_rms.lock", "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with left_alone(cache, seconds=PATIENCE) as process:
+            assert process is None
+
+
+# What PyTensor cannot cache.
+
+
+def test_what_is_not_cached_is_never_said_to_be(tmp_path):
+    count, log = run_program(tmp_path, "-W", "ignore::UserWarning", "-c", OBJECT_MODE)
+    assert count == 2
+    assert not markers(tmp_path)
+    assert "compiling the RMSProp update, in every process anew" in log
 
 
 # Children that fail.
