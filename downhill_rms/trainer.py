@@ -50,7 +50,9 @@ class Trainer:
         What minibatches feed, in their order; by default the free variables of the loss, then
         of the monitors, in the order of first use.
     updates : mapping or iterable of (SharedVariable, Variable)
-        Further assignments of a training step. Random generators need none.
+        Further assignments of a training step, for counters or running statistics: dense
+        arrays, which belong to the state and to the best as parameters do. Random generators
+        need none.
     monitors : mapping or iterable of (str, Variable)
         Further scalars to be reported, means over a minibatch.
     monitor_gradients : bool
@@ -461,7 +463,8 @@ class Trainer:
         Parameters
         ----------
         targets : "best", sequence of array_like, or mapping of str to array_like
-            The values of the best validation of the last run; or one array for each parameter,
+            The values of the best validation of the last run, those of variables that
+            ``updates`` assigns included; or one array for each parameter,
             in order; or arrays by parameter name, the others staying as they are.
 
         Raises
@@ -475,7 +478,8 @@ class Trainer:
                     f"The named target is 'best', after a validation: received {targets!r} with "
                     f"best={self.best}. Train first, or give arrays."
                 )
-            targets = self.best.params
+            self.steps.put_back(self.best.params, self.best.assigned)
+            return
         self.parameters.set(targets)
 
     def save_parameters(self, path: str | PathLike[str]) -> None:

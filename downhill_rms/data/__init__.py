@@ -7,6 +7,7 @@ first.
 
 from downhill_rms.data.dataset import BoundDataset, Dataset, as_dataset
 from downhill_rms.data.generators import generator_state, set_generator_state
+from downhill_rms.data.sampler import order_faults
 from downhill_rms.data.scan import first_infinite, parts
 from downhill_rms.data.sources import ArraySource, Batch, InputSpec, Selection, by_input, conform
 
@@ -22,6 +23,7 @@ __all__ = [
     "conform",
     "first_infinite",
     "generator_state",
+    "order_faults",
     "parts",
     "set_generator_state",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -11,6 +13,7 @@ import numpy as np
 from downhill_rms.data.generators import generator_state, set_generator_state
 from downhill_rms.data.sources import Selection
 
+SHUFFLES = ("samples", "batches", None)
 Shuffle = Literal["samples", "batches"] | None
 
 
@@ -97,11 +100,17 @@ class Sampler:
 
     def check(self, state: Mapping[str, Any]) -> list[str]:
         """What differs between this order and the one that a state was taken of."""
-        return [
+        faults = [
             f"{name} is {getattr(self, name)} instead of {state.get(name)}"
             for name in self.SIZES
             if state.get(name) != getattr(self, name)
         ]
+        try:
+            set_generator_state(copy.deepcopy(self.rng), state["generator"])
+        except (KeyError, TypeError, ValueError):
+            kind = type(self.rng.bit_generator).__name__
+            faults.append(f"the generator of the order is another than {kind}")
+        return faults
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
@@ -132,3 +141,75 @@ class Sampler:
     def _slice(self, index: int, count: int) -> slice:
         start = index * self.batch_size
         return slice(start, min(start + count * self.batch_size, self.n_samples))
+
+
+def order_faults(state: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the state of an order, whatever the data.
+
+    Parameters
+    ----------
+    state : mapping of str to plain value or ndarray
+        What `Sampler.state_dict` returned.
+
+    Returns
+    -------
+    list of str
+        The faults, each of which begins with the field's name.
+    """
+    required = {*Sampler.SIZES, *Sampler.PLACE, "generator"}
+    faults = [f"{name} is missing" for name in sorted(required - set(state))]
+    faults += [f"{name} is unknown" for name in set(state) - required - {"permutation"}]
+    if faults:
+        return faults
+    whole = [name for name in (*Sampler.SIZES, *Sampler.PLACE) if name != "shuffle"]
+    faults = [f"{name} is {state[name]!r:.80}" for name in whole if not _is_count(state[name])]
+    if not (state["shuffle"] is None or isinstance(state["shuffle"], str)):
+        faults.append("shuffle is neither a name nor None")
+    elif state["shuffle"] not in SHUFFLES:
+        faults.append(f"shuffle is {state['shuffle']!r:.80}")
+    if fault := _generator_fault(state["generator"]):
+        faults.append(f"generator is none ({fault})")
+    return faults or _place_faults(state)
+
+
+def _place_faults(state: Mapping[str, Any]) -> list[str]:
+    n_samples, batch_size, n_batches = (state[name] for name in Sampler.SIZES[:3])
+    if min(n_samples, batch_size, n_batches) < 1 or batch_size > n_samples:
+        return [f"n_samples is {n_samples}, batch_size {batch_size}, n_batches {n_batches}"]
+    pass_size = -(-n_samples // batch_size)
+    limits = {"cursor": pass_size, "position": n_batches}
+    faults = [f"{n} is {state[n]} of {limits[n]}" for n in limits if state[n] >= limits[n]]
+    permutation = state.get("permutation")
+    if permutation is None:
+        if state["shuffle"] and state["cursor"]:
+            faults.append("permutation is missing")
+    elif not _is_permutation(permutation, n_samples, pass_size, state["shuffle"]):
+        faults.append("permutation is none of the samples or minibatches")
+    return faults
+
+
+def _is_count(value: Any) -> bool:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return whole and 0 <= value < 2**62
+
+
+def _is_permutation(value: Any, n_samples: int, pass_size: int, shuffle: Shuffle) -> bool:
+    wanted = {"samples": n_samples, "batches": pass_size}.get(shuffle or "")
+    if not isinstance(value, np.ndarray) or value.dtype != np.int64 or value.shape != (wanted,):
+        return False
+    if value.min() < 0 or value.max() >= len(value):
+        return False
+    seen = np.zeros(len(value), dtype=bool)
+    seen[value] = True
+    return bool(seen.all())
+
+
+def _generator_fault(text: Any) -> str:
+    """Why a text is no state of a generator; the empty string if it is one, or of unknown kind."""
+    try:
+        kind = getattr(np.random, json.loads(text)["bit_generator"], None)
+        if isinstance(kind, type) and issubclass(kind, np.random.BitGenerator):
+            set_generator_state(np.random.Generator(kind()), text)
+    except Exception as error:  # numpy raises many kinds for what it cannot take
+        return f"{type(error).__name__}: {error!s:.80}"
+    return ""

@@ -16,7 +16,7 @@ from pytensor.graph.replace import clone_replace
 from pytensor.scalar.basic import LogicalComparison
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.type import RandomType
-from pytensor.tensor.type import TensorType
+from pytensor.tensor.type import DenseTensorType, TensorType
 from pytensor.tensor.type import tensor as tensor_variable
 
 from downhill_rms.rule.draws import next_states, refuse_constant_generators
@@ -44,6 +44,8 @@ class LossGraph:
         next state of every random generator.
     evaluation_updates : tuple of (SharedVariable, Variable)
         What an evaluation assigns: the next states of the generators it uses, and nothing else.
+    assigned_names : tuple of str
+        One unique name for each variable in `assigned`.
     """
 
     loss: Any
@@ -52,6 +54,12 @@ class LossGraph:
     param_names: tuple[str, ...]
     updates: tuple[Update, ...]
     evaluation_updates: tuple[Update, ...]
+    assigned_names: tuple[str, ...]
+
+    @property
+    def assigned(self) -> tuple[Any, ...]:
+        """The variables that ``updates`` assigns, random generators left out."""
+        return _assigned(self.updates)
 
 
 def read_graph(
@@ -111,9 +119,12 @@ def read_graph(
         )
     inputs = _find_inputs(used) if inputs is None else _check_inputs(list(inputs), used)
     warn_of_outer_broadcast(loss, {p: p.get_value(borrow=True).shape for p in params})
+    variables = _assigned(pairs)
+    _check_assigned(variables)
     return LossGraph(
         *(loss, tuple(inputs), tuple(params), unique_names(params)),
         *(tuple(pairs), tuple(_of_evaluation(pairs, outputs))),
+        assigned_names=unique_names(variables, "Assigned variables", "assigned"),
     )
 
 
@@ -137,15 +148,17 @@ def read_outputs(outputs: Sequence[Any]) -> tuple[list[Any], list[Update]]:
     return _find_inputs(used), updates
 
 
-def unique_names(params: Sequence[Any]) -> tuple[str, ...]:
-    """Give every parameter a name of its own, for its state and its monitors."""
+def unique_names(
+    variables: Sequence[Any], kind: str = "Parameters", default: str = "param"
+) -> tuple[str, ...]:
+    """Give every variable of a kind a name of its own, for its state and its monitors."""
     names: list[str] = []
-    for index, param in enumerate(params):
-        name = param.name or f"param{index}"
+    for index, variable in enumerate(variables):
+        name = variable.name or f"{default}{index}"
         if name in names:
             renamed = f"{name}_{index}"
             warn(
-                f"Parameters should have different names: two are called {name!r}, and the "
+                f"{kind} should have different names: two are called {name!r}, and the "
                 f"second is called {renamed!r} in monitors and state. Rename one of them."
             )
             name = renamed
@@ -256,6 +269,19 @@ def _read_updates(updates: Iterable[Update] | Mapping[Any, Any]) -> list[Update]
                 "Give pairs (shared variable, expression)."
             )
     return [(variable, variable.type.filter_variable(new)) for variable, new in pairs]
+
+
+def _assigned(updates: Iterable[Update]) -> tuple[Any, ...]:
+    return tuple(v for v, _ in updates if not isinstance(v.type, RandomType))
+
+
+def _check_assigned(variables: Sequence[Any]) -> None:
+    for variable in variables:
+        if not isinstance(variable.type, DenseTensorType):
+            raise TypeError(
+                "An update assigns a dense array or a random generator, which is saved with the "
+                f"parameters: received {describe(variable)}. Make it from a dense array."
+            )
 
 
 def _further_updates(outputs: Sequence[Any], pairs: list[Update]) -> tuple[list[Update], list[Any]]:

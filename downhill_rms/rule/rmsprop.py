@@ -90,8 +90,8 @@ class State:
                     self.accumulators[key].set_value(start, borrow=True)
         self.update_count.set_value(np.array(0, dtype="int64"))
 
-    def assign(self, hyperparameters: Hyperparameters) -> None:
-        """Put the numbers of ``hyperparameters`` in force."""
+    def values(self, hyperparameters: Hyperparameters) -> dict[str, np.ndarray]:
+        """The numbers of ``hyperparameters`` as the graph holds them, checked."""
         values = {
             name: np.array(number, dtype=self.dtype)
             for name, number in hyperparameters.numbers.items()
@@ -101,7 +101,11 @@ class State:
                 "rms_regularizer is above 0 in the parameters' dtype: "
                 f"{hyperparameters.rms_regularizer} is 0 in {self.dtype}. Give a larger value."
             )
-        for name, value in values.items():
+        return values
+
+    def assign(self, hyperparameters: Hyperparameters) -> None:
+        """Put the numbers of ``hyperparameters`` in force."""
+        for name, value in self.values(hyperparameters).items():
             if name in self.numbers:
                 self.numbers[name].set_value(value)
             else:

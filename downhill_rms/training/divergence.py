@@ -52,7 +52,7 @@ class Divergence:
         The trainer's update count: the update that saw it, 1 for the first.
     found : tuple of str
         Descriptions with numbers of values: monitors of the minibatch (before the update), inputs,
-        then accumulators and parameters (after it).
+        then accumulators, parameters and assigned variables (after it).
     batch : int or None
         The place of its minibatch in the epoch, from 0; None where the loss was not looked at for
         each.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import signal
+import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,10 @@ from downhill_rms.saving import Checkpoint, CheckpointError, write_state
 from downhill_rms.training import statedict
 from downhill_rms.training.divergence import Divergence, DivergenceError
 from downhill_rms.training.ending import do_each
-from downhill_rms.training.run import Best, Run
+from downhill_rms.training.fields import Fields, count
+from downhill_rms.training.run import PREFIXES, Best, Run, check_progress
 from downhill_rms.training.signals import StopSignals
+from downhill_rms.training.statedict import StepsState
 from downhill_rms.training.steps import Steps
 from downhill_rms.training.stopping import StopReason
 from downhill_rms.watching import History, PassMean, Record, Values, format_values
@@ -43,6 +46,17 @@ def interruption(signals: StopSignals) -> StopReason | None:
 def _is_finite(losses: Any) -> bool:
     """Whether one loss, or every loss of a call, is finite."""
     return bool(np.isfinite(losses).all()) if losses.ndim else math.isfinite(float(losses))
+
+
+@dataclass(frozen=True)
+class LoadedState:
+    """A whole state that fits, parsed and not taken up yet."""
+
+    steps: StepsState
+    history: History
+    best: Best | None
+    epoch_count: int
+    pending: dict[str, Any]  # the progress of its run, as it was saved
 
 
 class Loop:
@@ -169,7 +183,10 @@ class Loop:
             changes = dict(run.hyperparameters)
             if isinstance(changes.get("learning_rate"), int | float):
                 changes["learning_rate"] /= 2 ** state.get("run/rollbacks", 0)
-            self.load_state_dict(state, changes)
+            loaded = self._read(state, changes)
+            if loaded.pending:
+                run.check(loaded.pending)
+            self._take_up(loaded)
             self.steps.settle()
             log.info("going on from %s", path)
         checkpoint.start(self.pending.get("run/updates", 0), self.pending.get("run/epochs", 0))
@@ -206,7 +223,7 @@ class Loop:
         # An interrupted run can be taken up from a state, unless its parameters were replaced.
         run.finished = best is not None or reason not in INTERRUPTIONS
         if best is not None:
-            self.steps.parameters.put_back(best.params)
+            self.steps.put_back(best.params, best.assigned)
 
     def _let_go(self, run: Run) -> None:
         if run.checkpoint is not None and run.holds_checkpoint:
@@ -341,8 +358,8 @@ class Loop:
             best = run.patience.improves(value)
             if best:
                 counts = (self.epoch_count, self.steps.update_count)
-                params = self.steps.parameters.copy()
-                self.best = Best(run.latest["loss"], *counts, run.latest, params)
+                values = (self.steps.parameters.copy(), self.steps.assigned.copy())
+                self.best = Best(run.latest["loss"], *counts, run.latest, *values)
         if best and run.checkpoint is not None:
             run.unsaved_best = self._state(), run.checkpoint.mark(self.history.lines)
         return best
@@ -376,24 +393,44 @@ class Loop:
         self, state: Mapping[str, Any], changes: Mapping[str, Any] | None = None
     ) -> None:
         """Check all of a state, then take it up, with some hyperparameters changed."""
-        hyperparameters, faults = statedict.check(state, self.steps, changes or {})
-        try:
-            history = (
-                History.from_lines(state["journal"])
-                if "journal" in state
-                else History.from_json(state["history"])
-            )
-            best = Best.from_state(state, list(self.steps.parameters.variables))
-            epoch_count = int(state["epoch_count"])
-        except (KeyError, TypeError, ValueError) as error:
-            faults.append(f"{type(error).__name__} {error}")
-        if faults or hyperparameters is None:
+        self._take_up(self._read(state, changes or {}))
+
+    def _read(self, state: Mapping[str, Any], changes: Mapping[str, Any]) -> LoadedState:
+        """Parse the whole of a state, and change nothing.
+
+        Raises
+        ------
+        ValueError
+            With every field that does not fit.
+        """
+        fields, steps = Fields(state), self.steps
+        of_steps = statedict.read(fields, steps, changes)
+        if "journal" in state:
+            history = fields.read("journal", History.from_lines)
+        else:
+            history = fields.read("history", History.from_json)
+        epoch_count = fields.read("epoch_count", count)
+        assigned = {} if fields.are_of_release_0_1 else steps.assigned.copy()
+        best = Best.read(fields, steps.names, steps.parameters.copy(), assigned)
+        check_progress(fields, steps.names, steps.update_names)
+        fields.refuse_unknown()
+        if fields.faults or of_steps is None:
             raise ValueError(
-                f"A state fits the trainer that it was taken from: {'; '.join(sorted(faults))}. "
-                "Build the same loss with the same names, shapes and dtypes."
+                "A state fits the trainer that it was taken from: "
+                f"{'; '.join(sorted(fields.faults))}. Build the same loss with the same names, "
+                "shapes and dtypes."
             )
-        statedict.restore(state, self.steps, hyperparameters)
-        self.history, self.best, self.epoch_count = history, best, epoch_count
-        self.run = None
-        prefixes = ("run/", "epoch/", "train/")
-        self.pending = {name: v for name, v in state.items() if name.startswith(prefixes)}
+        if fields.lacking:
+            warnings.warn(
+                f"A state of an older release lacks {', '.join(fields.lacking)}: what is in the "
+                "trainer stays. Set these yourself if they matter.",
+                stacklevel=4,
+            )
+        pending = {name: v for name, v in state.items() if name.startswith(PREFIXES)}
+        return LoadedState(of_steps, history, best, epoch_count, pending)
+
+    def _take_up(self, loaded: LoadedState) -> None:
+        """Set what `_read` has found to fit."""
+        statedict.restore(loaded.steps, self.steps)
+        self.history, self.best = loaded.history, loaded.best
+        self.epoch_count, self.run, self.pending = loaded.epoch_count, None, loaded.pending

@@ -1,4 +1,4 @@
-"""The values of a loss's parameters, read and written together."""
+"""The values of shared variables, read and written together: a loss's parameters, above all."""
 
 from __future__ import annotations
 
@@ -9,20 +9,26 @@ import numpy as np
 
 from downhill_rms.rule import refuse_unknown
 
-Arrays = dict[str, np.ndarray]  # parameter name -> value
-PREFIX = "param/"  # of their names in a state
+Arrays = dict[str, np.ndarray]  # variable name -> value
 
 
-class Parameters:
-    """Named shared variables.
+class NamedVariables:
+    """Named shared variables that hold dense arrays.
 
     Parameters
     ----------
     variables : sequence of SharedVariable
-        The parameters.
+        The variables.
     names : sequence of str
         Their names, all different.
+
+    Attributes
+    ----------
+    prefix : str
+        Of their names in a state.
     """
+
+    prefix = "assigned/"
 
     def __init__(self, variables: Sequence[Any], names: Sequence[str]) -> None:
         self.variables = dict(zip(names, variables, strict=True))
@@ -42,8 +48,14 @@ class Parameters:
             self.variables[name].set_value(value.copy(), borrow=True)
 
     def state_dict(self) -> Arrays:
-        """Copies of all values, named as in a state: ``param/w``."""
-        return {f"{PREFIX}{name}": value for name, value in self.copy().items()}
+        """Copies of all values, named as in a state: ``assigned/count``, or ``param/w``."""
+        return {f"{self.prefix}{name}": value for name, value in self.copy().items()}
+
+
+class Parameters(NamedVariables):
+    """What training adjusts, and a user may set."""
+
+    prefix = "param/"
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Set all values from a state, whatever else is in it.
@@ -55,7 +67,7 @@ class Parameters:
         """
         # Where averages are kept, it is them that a validation found to be the best.
         is_best = "best/update" in state and state["best/update"] == state.get("update_count")
-        prefix = f"best/{PREFIX}" if is_best else PREFIX
+        prefix = f"best/{self.prefix}" if is_best else self.prefix
         found = {n.removeprefix(prefix): v for n, v in state.items() if n.startswith(prefix)}
         missing = [name for name in self.variables if name not in found]
         unknown = [name for name in found if name not in self.variables]

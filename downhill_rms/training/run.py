@@ -11,14 +11,32 @@ from typing import Any
 
 import numpy as np
 
-from downhill_rms.data import Batch, BoundDataset
+from downhill_rms.data import Batch, BoundDataset, order_faults
 from downhill_rms.rule import Hyperparameters
 from downhill_rms.saving import Checkpoint
+from downhill_rms.training.fields import (
+    FieldError,
+    Fields,
+    as_in,
+    count,
+    finite,
+    flag,
+    monitors,
+    number,
+    one_of,
+)
 from downhill_rms.training.parameters import Arrays
 from downhill_rms.training.stopping import Patience, StopReason
 from downhill_rms.watching import PassMean, Progress, Record, Values
 
-PROGRESS = ("updates", "epochs", "batches", "finished", "rollbacks")
+PROGRESS: dict[str, Callable[[Any], Any]] = {
+    "updates": count,
+    "epochs": count,
+    "batches": count,
+    "finished": flag,
+    "rollbacks": count,
+}
+PREFIXES = ("run/", "epoch/", "train/")  # of what a state has of a run
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +53,8 @@ class Best:
         All its monitors.
     params : dict of str to ndarray
         Copies of the parameters' values, by name.
+    assigned : dict of str to ndarray
+        Copies of the values of variables that ``updates`` assigns, by name.
     """
 
     loss: float
@@ -42,6 +62,7 @@ class Best:
     update: int
     monitors: Values
     params: Arrays
+    assigned: Arrays = field(default_factory=dict)
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {value.shape}" for name, value in self.params.items())
@@ -52,17 +73,34 @@ class Best:
         """All of it as named arrays and plain values."""
         state = {f"best/{n}": getattr(self, n) for n in ("loss", "epoch", "update")}
         state["best/monitors"] = json.dumps(self.monitors)
-        return state | {f"best/param/{name}": v.copy() for name, v in self.params.items()}
+        state |= {f"best/param/{name}": v.copy() for name, v in self.params.items()}
+        return state | {f"best/assigned/{name}": v.copy() for name, v in self.assigned.items()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any], names: Sequence[str]) -> Best | None:
-        """The best that `state_dict` described; None if there is none in the state."""
-        if "best/loss" not in state:
+    def read(
+        cls, fields: Fields, names: Sequence[str], params: Arrays, assigned: Arrays
+    ) -> Best | None:
+        """Parse what `state_dict` returned; None if there is none, or a fault.
+
+        Parameters
+        ----------
+        fields : Fields
+            The state.
+        names : sequence of str
+            Of the monitors.
+        params, assigned : dict of str to ndarray
+            Arrays of the shapes and dtypes that fit.
+        """
+        if not fields.has_any("best/"):
             return None
-        counts = (state["best/epoch"], state["best/update"])
-        monitors = json.loads(state["best/monitors"])
-        params = {name: np.array(state[f"best/param/{name}"]) for name in names}
-        return cls(state["best/loss"], *counts, monitors, params)
+        return cls(
+            fields.read("best/loss", number),
+            fields.read("best/epoch", count),
+            fields.read("best/update", count),
+            fields.read("best/monitors", monitors(names)),
+            fields.read_arrays("best/param/", params),
+            fields.read_arrays("best/assigned/", assigned),
+        )
 
 
 @dataclass
@@ -250,22 +288,36 @@ class Run:
         return state
 
     def restore(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
-        """Take up the progress that `state_dict` returned.
+        """Take up the progress that `state_dict` returned, and `check_progress` accepted.
 
         Raises
         ------
         ValueError
-            If the data or the monitors are not those that the state was taken with.
+            If the data are not those that the state was taken with; nothing is changed then.
         """
-        self._check_judge(state)
-        self._restore_means(state, names)
+        self.check(state)
+        self.restore_order(state)
+        self.means = None
+        if "epoch/sums" in state:
+            self.means = PassMean(names)
+            self.means.load_state_dict(part(state, "epoch/"))
         for name in PROGRESS:
             setattr(self, name, state[f"run/{name}"])
         self.finished = False
         self.latest = json.loads(state["run/latest"])
         self.patience.best_value = state["run/best_loss"]
         self.patience.failures = state["run/failures"]
-        self.restore_order(state)
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse another judge or other training data than a run was begun with.
+
+        Raises
+        ------
+        ValueError
+            If they are not those of the state.
+        """
+        self._check_judge(state)
+        self.check_order(state)
 
     def _check_judge(self, state: Mapping[str, Any]) -> None:
         """What was the best by one judge is not by another."""
@@ -278,25 +330,19 @@ class Run:
                 "judge: give that, or begin a new run."
             )
 
-    def _restore_means(self, state: Mapping[str, Any], names: Sequence[str]) -> None:
-        self.means = None
-        if "epoch/sums" in state:
-            if len(state["epoch/sums"]) != len(names):
-                raise ValueError(
-                    "A run goes on in the middle of an epoch with the same monitors: received "
-                    f"{len(names)} ({', '.join(names)}) in place of {len(state['epoch/sums'])}. "
-                    "Give the monitors that it began with."
-                )
-            self.means = PassMean(names)
-            self.means.load_state_dict(part(state, "epoch/"))
-
     def restore_order(self, state: Mapping[str, Any]) -> None:
-        """Put the training data's order where it was.
+        """Put the training data's order where it was, or raise as `check_order` does."""
+        self.check_order(state)
+        if self.train.sampler is not None:
+            self.train.sampler.load_state_dict(part(state, "train/"))
+
+    def check_order(self, state: Mapping[str, Any]) -> None:
+        """Refuse training data that are not those that a state was taken with.
 
         Raises
         ------
         ValueError
-            If the data are not those that the state was taken with.
+            If they are not.
         """
         sampler, order = self.train.sampler, part(state, "train/")
         if (sampler is None) != (not order):
@@ -304,13 +350,50 @@ class Run:
                 "A run goes on with data of the same kind: received arrays in place of ready "
                 "batches, or the reverse. Give the data that it began with."
             )
-        if sampler is not None:
-            if faults := sampler.check(order):
-                raise ValueError(
-                    "A run goes on with the same training data: "
-                    f"{'; '.join(faults)}. Give the data and sizes that it began with."
-                )
-            sampler.load_state_dict(order)
+        if sampler is not None and (faults := sampler.check(order)):
+            raise ValueError(
+                "A run goes on with the same training data: "
+                f"{'; '.join(faults)}. Give the data and sizes that it began with."
+            )
+
+
+def check_progress(fields: Fields, names: Sequence[str], update_names: Sequence[str]) -> None:
+    """Note what is wrong with the progress in a state, if it has any.
+
+    Parameters
+    ----------
+    fields : Fields
+        The state.
+    names, update_names : sequence of str
+        Of the monitors of an evaluation and of an update.
+    """
+    if not fields.has_any(*PREFIXES):
+        return
+    progress = {name: fields.read(f"run/{name}", parse) for name, parse in PROGRESS.items()}
+    # Before the first validation there is none.
+    fields.read("run/latest", lambda text: text == "{}" or monitors(names)(text))
+    fields.read("run/best_loss", lambda value: math.isnan(number(value)) or finite(value))
+    fields.read("run/failures", count)
+    if not fields.are_of_release_0_1:
+        fields.read("run/monitor", one_of(names))
+        fields.read("run/higher_is_better", flag)
+    if progress["batches"] or fields.has_any("epoch/"):
+        fields.read("epoch/sums", _sums_of(update_names))
+        fields.read("epoch/samples", finite)
+    if fields.has_any("train/"):
+        faults = order_faults(part(fields.state, "train/"))
+        fields.faults += [f"train/{fault}" for fault in faults]
+
+
+def _sums_of(names: Sequence[str]) -> Callable[[Any], Any]:
+    def parse(value: Any) -> Any:
+        if isinstance(value, np.ndarray) and value.ndim == 1 and len(value) != len(names):
+            raise FieldError(
+                f"has {len(value)} monitors instead of {len(names)} ({', '.join(names)})"
+            )
+        return as_in(np.zeros(len(names)))(value)
+
+    return parse
 
 
 def check_rollback(on_divergence: str, hyperparameters: Hyperparameters) -> None:

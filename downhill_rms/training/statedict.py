@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from downhill_rms.data import set_generator_state
 from downhill_rms.rule import KINDS, STARTED, Hyperparameters, needed_kinds
+from downhill_rms.training.fields import FieldError, Fields, as_in, count
+from downhill_rms.training.parameters import Arrays, NamedVariables
 from downhill_rms.training.steps import Steps
 
 # Hyperparameters that states of release 0.1.0 do not have; they take their defaults.
 ADDED = ("average", "average_halflife", "average_start")
+JAX_KEY = np.zeros(2, dtype="uint32")
 
 
-def signature(steps: Steps) -> str:
-    """What a model is told by: its inputs, parameters and monitors, in order, as JSON."""
-    inputs = [[spec.name, spec.dtype, spec.ndim] for spec in steps.specs]
-    values = {n: v.get_value(borrow=True) for n, v in steps.parameters.variables.items()}
-    params = [[name, list(value.shape), str(value.dtype)] for name, value in values.items()]
-    return json.dumps({"inputs": inputs, "params": params, "monitors": steps.names[1:]})
+def signature(steps: Steps) -> dict[str, Any]:
+    """What a model is told by: its inputs, parameters, monitors and assigned variables."""
+    return {
+        "inputs": [[spec.name, spec.dtype, spec.ndim] for spec in steps.specs],
+        "params": _shapes(steps.parameters),
+        "monitors": steps.names[1:],
+        "assigned": sorted(_shapes(steps.assigned)),
+    }
+
+
+def _shapes(variables: NamedVariables) -> list[list[Any]]:
+    values = {n: v.get_value(borrow=True) for n, v in variables.variables.items()}
+    return [[name, list(value.shape), str(value.dtype)] for name, value in values.items()]
 
 
 def collect(steps: Steps) -> dict[str, Any]:
-    """Copy parameters, accumulators, hyperparameters, generators and the update count."""
+    """Copy everything that updates change, hyperparameters and counts."""
     values = dict(steps.hyperparameters)
     if not isinstance(values["learning_rate"], float):
         values["learning_rate"] = None  # an expression, which the program itself holds
     accumulators = {n: v.get_value(borrow=True) for n, v in steps.state.accumulators.items()}
-    state: dict[str, Any] = {"signature": signature(steps), "update_count": steps.update_count}
+    text = json.dumps(signature(steps))
+    state: dict[str, Any] = {"signature": text, "update_count": steps.update_count}
     state |= {f"hyperparameter/{name}": value for name, value in values.items()}
     state |= steps.parameters.state_dict()
+    state |= steps.assigned.state_dict()
     state |= {f"accumulator/{n}": np.array(v, order="C") for n, v in accumulators.items()}
     state |= {f"generator/{name}": text for name, text in steps.generator_states().items()}
     for function, keys in steps.generator_keys().items():
@@ -39,89 +53,153 @@ def collect(steps: Steps) -> dict[str, Any]:
     return state
 
 
-def check(
-    given: Mapping[str, Any], steps: Steps, changes: Mapping[str, Any]
-) -> tuple[Hyperparameters | None, list[str]]:
-    """Compare a state with a trainer.
+@dataclass(frozen=True)
+class StepsState:
+    """A state of a trainer's steps that fits them, parsed.
+
+    Attributes
+    ----------
+    parameters, assigned : dict of str to ndarray
+        Values by name; of assigned variables those that the state has.
+    accumulators : dict of (SharedVariable, str) to ndarray
+        Values by parameter and kind.
+    hyperparameters : Hyperparameters
+        Those of the state, with what is to be changed.
+    update_count : int
+        Updates made.
+    generators : dict of str to Generator
+        Random generators by name.
+    keys : dict of str to list of ndarray
+        States that functions in JAX mode keep.
+    """
+
+    parameters: Arrays
+    assigned: Arrays
+    accumulators: dict[tuple[Any, str], np.ndarray]
+    hyperparameters: Hyperparameters
+    update_count: int
+    generators: dict[str, np.random.Generator]
+    keys: dict[str, list[np.ndarray]]
+
+
+def read(fields: Fields, steps: Steps, changes: Mapping[str, Any]) -> StepsState | None:
+    """Parse what `collect` returned, with some hyperparameters changed.
 
     Returns
     -------
-    hyperparameters : Hyperparameters or None
-        Those of the state with ``changes`` made; None if they are at fault.
-    faults : list of str
-        Every field that differs.
+    StepsState or None
+        None if there are faults, which `fields` has.
     """
-    arrays: dict[str, Any] = dict(steps.parameters.state_dict())
-    required = {*arrays, "signature", "update_count"}
-    required |= {f"hyperparameter/{name}" for name in Hyperparameters.names()}
-    required -= {f"hyperparameter/{name}" for name in ADDED}
-    required |= {f"generator/{name}" for name in steps.generators}
-    faults = [f"{name} is missing" for name in required - set(given)]
-    faults += _check_signature(given.get("signature"), signature(steps))
-    for param, name in steps.state.names.items():
-        value = param.get_value(borrow=True)
-        arrays |= {f"accumulator/{name}_{kind}": value for kind in KINDS}
-    faults += _check_arrays(given, arrays)
-    count = given.get("update_count", 0)
-    if not isinstance(count, int | np.integer) or count < 0:
-        faults.append(f"update_count is {count!r}")
-    prefixes = ("param/", "accumulator/", "hyperparameter/", "generator/")
-    known = required | set(arrays) | {f"hyperparameter/{name}" for name in ADDED}
-    faults += [f"{n} is unknown" for n in given if n.startswith(prefixes) and n not in known]
-    hyperparameters = None
-    if not any(fault.startswith("hyperparameter/") for fault in faults):
-        hyperparameters = _hyperparameters(given, steps, faults)
-    if hyperparameters is not None and any(name.startswith("accumulator/") for name in given):
-        for name in steps.state.names.values():
-            needed = (f"accumulator/{name}_{kind}" for kind in needed_kinds(hyperparameters))
-            faults += [f"{field} is missing" for field in needed if field not in given]
-    return _change(hyperparameters, changes, faults), faults
+    _compare_signatures(fields, signature(steps))
+    parameters = fields.read_arrays("param/", steps.parameters.copy())
+    assigned: Arrays = {}
+    if fields.are_of_release_0_1:
+        fields.lacking += sorted(steps.assigned.state_dict())
+    else:
+        assigned = fields.read_arrays("assigned/", steps.assigned.copy())
+    generators = {
+        name: fields.read(f"generator/{name}", _generator_like(variable))
+        for name, variable in steps.generators.items()
+    }
+    hyperparameters = _hyperparameters(fields, steps)
+    accumulators = _accumulators(fields, steps, hyperparameters)
+    update_count = fields.read("update_count", count)
+    drawn = {variable for variable, _ in steps.graph.evaluation_updates}
+    numbers = {
+        "update": len(generators),
+        "evaluation": sum(variable in drawn for variable in steps.generators.values()),
+    }
+    keys = {name: _keys(fields, name, number) for name, number in numbers.items()}
+    if hyperparameters is not None:
+        hyperparameters = _change(hyperparameters, changes, steps, fields.faults)
+    if fields.faults or hyperparameters is None:
+        return None
+    values = (parameters, assigned, accumulators, hyperparameters, update_count, generators, keys)
+    return StepsState(*values)
 
 
-def _check_signature(found: Any, wanted: str) -> list[str]:
-    try:
-        found, expected = json.loads(found), json.loads(wanted)
-        return [
-            f"{field} are {found[field]} instead of {expected[field]}"
-            for field in expected
-            if found[field] != expected[field]
+def _compare_signatures(fields: Fields, wanted: dict[str, Any]) -> None:
+    def compare(text: Any) -> None:
+        found = json.loads(text)
+        if not isinstance(found, dict) or not found.keys() >= wanted.keys() - {"assigned"}:
+            raise FieldError(f"is {text!r:.80}")
+        fields.faults += [
+            f"{name} are {found[name]} instead of {wanted[name]}"
+            for name in wanted
+            if name in found and found[name] != wanted[name]
         ]
-    except (TypeError, ValueError, KeyError):
-        return [f"signature is {found!r}"]
+
+    fields.read("signature", compare)
 
 
-def _check_arrays(given: Mapping[str, Any], arrays: Mapping[str, Any]) -> list[str]:
-    faults = []
-    for name in set(arrays) & set(given):
-        found, wanted = np.asarray(given[name]), arrays[name]
-        if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
-            faults.append(
-                f"{name} is {found.shape} {found.dtype} instead of {wanted.shape} {wanted.dtype}"
-            )
-    return faults
+def _generator_like(variable: Any) -> Any:
+    def parse(text: Any) -> np.random.Generator:
+        generator: np.random.Generator = variable.get_value(borrow=False)
+        set_generator_state(generator, text)
+        return generator
+
+    return parse
 
 
-def _hyperparameters(
-    given: Mapping[str, Any], steps: Steps, faults: list[str]
-) -> Hyperparameters | None:
-    fields = {name: f"hyperparameter/{name}" for name in Hyperparameters.names()}
-    values = {name: given[field] for name, field in fields.items() if field in given}
+def _hyperparameters(fields: Fields, steps: Steps) -> Hyperparameters | None:
+    before = len(fields.faults)
+    names = Hyperparameters.names()
+    if fields.are_of_release_0_1:
+        names = [n for n in names if n not in ADDED or f"hyperparameter/{n}" in fields.state]
+    values = {name: fields.read(f"hyperparameter/{name}", _plain) for name in names}
+    if len(fields.faults) > before:
+        return None
     if values["learning_rate"] is None:
         values["learning_rate"] = steps.hyperparameters.learning_rate
     try:
-        return Hyperparameters(**values)
-    except (TypeError, ValueError) as error:
-        faults.append(f"hyperparameters: {error}")
+        found = Hyperparameters(**values)
+        steps.state.values(found)
+    except (TypeError, ValueError, OverflowError) as error:
+        fields.faults.append(f"hyperparameters: {error}")
         return None
+    # A default in the place of a value was not in force.
+    changed = [name for name in names if found[name] != values[name]]
+    fields.faults += [f"hyperparameter/{name} is {values[name]}" for name in changed]
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
+    if not isinstance(value, bool | int | float | str | None):
+        raise FieldError(f"is {value!r:.80}, no plain value")
+    return value
+
+
+def _accumulators(
+    fields: Fields, steps: Steps, hyperparameters: Hyperparameters | None
+) -> dict[tuple[Any, str], np.ndarray]:
+    """Those in the state; a state without any is of a trainer that made no update."""
+    needed = KINDS if hyperparameters is None else needed_kinds(hyperparameters)
+    some = fields.has_any("accumulator/")
+    return {
+        (param, kind): fields.read(f"accumulator/{name}_{kind}", as_in(value))
+        for param, name in steps.state.names.items()
+        for value in [param.get_value(borrow=True)]
+        for kind in KINDS
+        if f"accumulator/{name}_{kind}" in fields.state or (some and kind in needed)
+    }
+
+
+def _keys(fields: Fields, function: str, generators: int) -> list[np.ndarray]:
+    """None, or one for each generator."""
+    if not fields.has_any(f"key/{function}/"):
+        return []
+    names: Sequence[str] = [f"key/{function}/{index}" for index in range(generators)]
+    return [fields.read(name, as_in(JAX_KEY)) for name in names]
 
 
 def _change(
-    hyperparameters: Hyperparameters | None, changes: Mapping[str, Any], faults: list[str]
-) -> Hyperparameters | None:
+    hyperparameters: Hyperparameters, changes: Mapping[str, Any], steps: Steps, faults: list[str]
+) -> Hyperparameters:
     """Numbers may change when a state is taken up; what shapes the graph may not."""
-    if hyperparameters is None:
-        return None
     changed = hyperparameters.replace(**changes)
+    steps.state.values(changed)
     if changed.structure != hyperparameters.structure:
         faults += [
             f"{name} was {hyperparameters[name]!r} and is {changed[name]!r}"
@@ -131,23 +209,14 @@ def _change(
     return changed
 
 
-def restore(given: Mapping[str, Any], steps: Steps, hyperparameters: Hyperparameters) -> None:
-    """Set what `check` has found to fit; accumulators that are not given start afresh."""
-    steps.parameters.put_back(
-        {n: np.array(given[f"param/{n}"]) for n in steps.parameters.variables}
-    )
+def restore(given: StepsState, steps: Steps) -> None:
+    """Set what `read` has found to fit; accumulators that are not given start afresh."""
+    steps.put_back(given.parameters, given.assigned)
     steps.state.reset()
-    for param, name in steps.state.names.items():
-        for kind in KINDS:
-            value = given.get(f"accumulator/{name}_{kind}")
-            if value is not None:
-                start = hyperparameters.initial_accumulator if kind in STARTED else 0.0
-                accumulator = steps.state.accumulator(param, kind, start)
-                accumulator.set_value(np.array(value, order="C"), borrow=True)
-    steps.update_count = int(given["update_count"])
-    steps.set_generator_states({n: given[f"generator/{n}"] for n in steps.generators})
-    steps.use(dict(hyperparameters))
-    keys: dict[str, list[np.ndarray]] = {"update": [], "evaluation": []}
-    for name in sorted(n for n in given if n.startswith("key/")):
-        keys[name.split("/")[1]].append(np.asarray(given[name]))
-    steps.set_generator_keys(keys)
+    for (param, kind), value in given.accumulators.items():
+        start = given.hyperparameters.initial_accumulator if kind in STARTED else 0.0
+        steps.state.accumulator(param, kind, start).set_value(value, borrow=True)
+    steps.update_count = given.update_count
+    steps.set_generators(given.generators)
+    steps.use(dict(given.hyperparameters))
+    steps.set_generator_keys(given.keys)

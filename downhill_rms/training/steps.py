@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,14 +20,7 @@ from downhill_rms.compiling import (
     check_stackable,
     stack_steps,
 )
-from downhill_rms.data import (
-    Batch,
-    BoundDataset,
-    Dataset,
-    InputSpec,
-    generator_state,
-    set_generator_state,
-)
+from downhill_rms.data import Batch, BoundDataset, Dataset, InputSpec, generator_state
 from downhill_rms.rule import (
     Hyperparameters,
     LossGraph,
@@ -40,10 +33,15 @@ from downhill_rms.rule import (
     telemetry_names,
     update_telemetry,
 )
-from downhill_rms.training.divergence import Divergence, explain_infinite, find_infinite
+from downhill_rms.training.divergence import (
+    Divergence,
+    describe_infinite,
+    explain_infinite,
+    find_infinite,
+)
 from downhill_rms.training.inspection import BatchInspection, Inspection
 from downhill_rms.training.options import OPTIONS
-from downhill_rms.training.parameters import Parameters
+from downhill_rms.training.parameters import Arrays, NamedVariables, Parameters
 from downhill_rms.watching import named_expressions
 
 
@@ -71,6 +69,8 @@ class Steps:
         What the inputs accept.
     parameters : Parameters
         Values of the parameters.
+    assigned : NamedVariables
+        Values of the other variables that an update assigns.
     state : State
         Accumulators.
     hyperparameters : Hyperparameters
@@ -107,6 +107,9 @@ class Steps:
         self.outputs = [graph.loss, *monitors.values()]
         self.specs = [InputSpec.of(variable) for variable in graph.inputs]
         self.parameters = Parameters(graph.params, graph.param_names)
+        self.assigned = NamedVariables(graph.assigned, graph.assigned_names)
+        # One that begins infinite, as a running minimum does, is meant so.
+        self._finite = [n for n, v in self.assigned.copy().items() if not describe_infinite(n, v)]
         self.state = State(graph.params, graph.param_names)
         self.hyperparameters = Hyperparameters()
         self.update_count = 0
@@ -206,15 +209,18 @@ class Steps:
         state = State(self.graph.params, self.graph.param_names)
         return [*self._rule(hyperparameters, state), *self.graph.updates]
 
+    def put_back(self, parameters: Arrays, assigned: Arrays) -> None:
+        """Set the parameters and the assigned variables to values of one moment."""
+        self.parameters.put_back(parameters)
+        self.assigned.put_back(assigned)
+
     def generator_states(self) -> dict[str, str]:
         """States of the random generators, as JSON, by name."""
         return {n: generator_state(v.get_value(borrow=True)) for n, v in self.generators.items()}
 
-    def set_generator_states(self, states: Mapping[str, str]) -> None:
-        """Set states that `generator_states` returned."""
-        for name, state in states.items():
-            generator = self.generators[name].get_value(borrow=False)
-            set_generator_state(generator, state)
+    def set_generators(self, generators: Mapping[str, np.random.Generator]) -> None:
+        """Set random generators, by name."""
+        for name, generator in generators.items():
             self.generators[name].set_value(generator, borrow=True)
 
     def generator_keys(self) -> dict[str, list[np.ndarray]]:
@@ -260,11 +266,11 @@ class Steps:
 
     def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
         first = batch if self.updates_per_call == 1 else self._of_stack(batch, 0)
-        values = self.parameters.copy()
+        parameters, assigned = self.parameters.copy(), self.assigned.copy()
         outputs = self._run(update, batch)
         loss = outputs[0] if self.updates_per_call == 1 else outputs[0][0]
         if not math.isfinite(float(loss)):
-            self.parameters.put_back(values)
+            self.put_back(parameters, assigned)
             self.state.reset()
             self.refuse_infinite(loss, first, "the first training batch")
         return outputs
@@ -298,9 +304,10 @@ class Steps:
         """Raise if a loss is not finite, with what it was computed from."""
         if math.isfinite(float(loss)):
             return
+        assigned = self._assigned(self.assigned.variables)
         raise ValueError(
             f"A loss is finite before training starts: it is {float(loss)} on {where}. "
-            f"{explain_infinite(self._inputs(batch) | self._parameters())}."
+            f"{explain_infinite(self._inputs(batch) | self._parameters() | assigned)}."
         )
 
     def diverge(
@@ -316,7 +323,7 @@ class Steps:
         arrays = {} if batch is None else self._inputs(batch)
         accumulators = self.state.accumulators.items()
         arrays |= {f"accumulator {n!r}": v.get_value(borrow=True) for n, v in accumulators}
-        found = find_infinite(values, arrays | self._parameters())
+        found = find_infinite(values, arrays | self._parameters() | self._assigned(self._finite))
         return Divergence(self.update_count, found, number) if found else None
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
@@ -325,6 +332,10 @@ class Steps:
     def _parameters(self) -> dict[str, Any]:
         variables = self.parameters.variables.items()
         return {f"parameter {n!r}": v.get_value(borrow=True) for n, v in variables}
+
+    def _assigned(self, names: Iterable[str]) -> dict[str, Any]:
+        variables = self.assigned.variables
+        return {f"variable {n!r}": variables[n].get_value(borrow=True) for n in names}
 
 
 def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:

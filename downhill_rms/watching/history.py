@@ -94,10 +94,12 @@ class Record:
         ValueError, KeyError, TypeError, OverflowError or RecursionError
             If it is none.
         """
-        values = {
-            name: _checked(FIELDS[name], value)
-            for name, value in _checked(dict, json.loads(line)).items()
-        }
+        return cls.from_dict(json.loads(line))
+
+    @classmethod
+    def from_dict(cls, record: Any) -> Record:
+        """The record whose fields JSON gave, or raise as `from_json` does."""
+        values = {name: _checked(FIELDS[name], v) for name, v in _checked(dict, record).items()}
         for part in ("train", "valid"):
             values[part] = {name: _checked(float, v) for name, v in values[part].items()}
         return cls(**values)
@@ -168,8 +170,8 @@ class History:
 
     @classmethod
     def from_json(cls, text: str) -> History:
-        """The history that `to_json` wrote."""
-        return cls([Record(**record) for record in json.loads(text)])
+        """The history that `to_json` wrote, or raise as `Record.from_json` does."""
+        return cls([Record.from_dict(record) for record in _checked(list, json.loads(text))])
 
     def lines(self, start: int = 0) -> Iterator[str]:
         """The records from a number on, as lines of strict JSON."""

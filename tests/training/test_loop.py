@@ -135,5 +135,5 @@ def test_other_monitors_in_the_middle_of_an_epoch_are_refused(tmp_path, mode):
     with pytest.raises(RuntimeError, match="cut off"):
         make(mode).minimize(data, DATA, checkpoint=checkpoint)
     watched = make(mode, monitor_updates=True)
-    with pytest.raises(ValueError, match=r"same monitors: received 3 .* in place of 1"):
+    with pytest.raises(ValueError, match=r"epoch/sums has 1 monitors instead of 3"):
         watched.minimize(data, DATA, checkpoint=checkpoint, resume=True)

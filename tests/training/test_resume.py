@@ -198,7 +198,7 @@ def test_other_training_data_are_refused(mode):
         ("param/v", np.zeros(3), "param/v is unknown"),
         ("accumulator/w_mean", np.zeros(2), r"accumulator/w_mean is \(2,\)"),
         ("signature", '{"inputs": [], "params": [], "monitors": []}', "monitors are .* instead"),
-        ("signature", None, "signature is None"),
+        ("signature", None, "signature cannot be read"),
         ("hyperparameter/momentum", 2.0, r"momentum lies in \[0, 1\)"),
         ("update_count", -1, "update_count is -1"),
         ("history", "[", "JSONDecodeError"),

@@ -204,6 +204,32 @@ def test_another_model_is_refused(mode, tmp_path):
     np.testing.assert_array_equal(v.get_value(), 0)
 
 
+def test_other_training_data_are_refused_before_anything_is_taken_up(mode, tmp_path):
+    make(mode).minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS)
+    other = make(mode)
+    with pytest.raises(ValueError, match="n_samples is 20 instead of 26"):
+        other.minimize(
+            Dataset([DATA[:20], TARGET[:20]], batch_size=8),
+            checkpoint=Checkpoint(tmp_path),
+            resume=True,
+            **OPTIONS,
+        )
+    assert other.update_count == 0
+    np.testing.assert_array_equal(other.parameters.copy()["w"], 0)
+    assert other.best is None
+
+
+def test_a_run_goes_on_from_its_best_file(mode, tmp_path):
+    """It is written before the record of its epoch."""
+    trainer = make(mode)
+    trainer.minimize(data(), checkpoint=Checkpoint(tmp_path), **OPTIONS | {"max_epochs": 1})
+    other = make(mode)
+    other.load(tmp_path / "best.npz")
+    assert other.update_count == 4
+    other.minimize(data(), **OPTIONS)
+    assert other.update_count == 12
+
+
 @pytest.mark.parametrize(
     ("options", "name"),
     [
