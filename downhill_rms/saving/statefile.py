@@ -16,7 +16,7 @@ import platform
 import re
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,13 +24,26 @@ import numpy as np
 
 from downhill_rms.saving.files import sync_directory
 
-FORMAT = 1
+FORMAT = 2  # in format 1 members were called by their numbers alone
 HEADER = "header.json"
 DIGEST_SIZE = 64  # hexadecimal digits of a SHA-256
 CHUNK = 1 << 20  # bytes read at a time, so that reading takes little more than the array
 STRUCTURE_LIMIT = 1 << 20  # bytes of a header outside its strings; parsed, each may take twenty
 PLAIN = (bool, int, float, str, type(None))
+# What is no path out of a directory, nor two names for one member.
+MEMBER = re.compile(r"(?!unnamed/)[\w(|][\w()|+=, .-]*(/[\w(|][\w()|+=, .-]*)*")
+NAME_LIMIT = 200  # characters, which are 800 bytes at most
 DTYPE = re.compile(r"[<>|][biufc]\d{1,2}")  # no objects, records, subarrays, or empty items
+
+
+def _members(names: Iterable[str], file_format: int = FORMAT) -> list[str]:
+    """What the members of arrays are called: ``param/w.npy``, or by number if that is unsafe."""
+    members = []
+    for index, name in enumerate(names):
+        safe = len(name) <= NAME_LIMIT and MEMBER.fullmatch(name)
+        member = name if safe else f"unnamed/{index}"
+        members.append(f"{index}.npy" if file_format == 1 else f"{member}.npy")
+    return members
 
 
 class CheckpointError(ValueError):
@@ -122,9 +135,9 @@ def _write(file: Any, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> 
     }
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(HEADER, json.dumps(header))
-        for index, array in enumerate(arrays.values()):
+        for name, array in zip(_members(arrays), arrays.values(), strict=True):
             contiguous = np.asarray(array, order="C")
-            with archive.open(f"{index}.npy", "w", force_zip64=True) as member:
+            with archive.open(name, "w", force_zip64=True) as member:
                 fields = np.lib.format.header_data_from_array_1_0(contiguous)
                 np.lib.format.write_array_header_1_0(member, fields)
                 # A flat view, since memoryview knows no empty, foreign or 0-d shapes.
@@ -155,8 +168,9 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     with _opened(Path(path)) as (archive, header):
         state = dict(header["values"])
-        for index, (name, (dtype, shape)) in enumerate(header["arrays"].items()):
-            state[name] = _read_array(archive, f"{index}.npy", dtype, shape)
+        members = _members(header["arrays"], header["format"])
+        for member, (name, (dtype, shape)) in zip(members, header["arrays"].items(), strict=True):
+            state[name] = _read_array(archive, member, dtype, shape)
         return state
 
 
@@ -238,9 +252,9 @@ def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
     if not members or members[0].filename != HEADER:
         raise CheckpointError("has no header. Do not use it.")
     header = _parse(archive.read(members[0]))
-    if type(header["format"]) is not int or header["format"] != FORMAT:
+    if type(header["format"]) is not int or header["format"] not in range(1, FORMAT + 1):
         raise CheckpointError(
-            f"has format {header['format']!r} instead of {FORMAT}. Use the release that wrote it."
+            f"has format {header['format']!r}, of 1 to {FORMAT}. Use the release that wrote it."
         )
     for field in ("values", "arrays", "metadata", "versions"):
         if not isinstance(header[field], dict):
@@ -248,7 +262,7 @@ def _read_header(archive: zipfile.ZipFile) -> dict[str, Any]:
     for name, value in header["values"].items():
         if not isinstance(value, PLAIN) or name in header["arrays"]:
             raise CheckpointError(f"has a value {name!r} that is not plain. Do not use it.")
-    names = [HEADER, *(f"{index}.npy" for index in range(len(header["arrays"])))]
+    names = [HEADER, *_members(header["arrays"], header["format"])]
     if [member.filename for member in members] != names:
         raise CheckpointError("has other members than its header says. Do not use it.")
     return dict(header)

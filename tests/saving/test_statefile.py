@@ -88,12 +88,55 @@ def test_plain_values_come_back_as_what_they_are(tmp_path):
 
 
 def test_numpy_opens_the_file(tmp_path):
-    write_state(tmp_path / "state.npz", {"x": np.arange(3), "n": 1}, {"note": "hello"})
+    state = {"param/w": np.arange(3), "n": 1, "accumulator/w_mean": np.ones(2)}
+    write_state(tmp_path / "state.npz", state, {"note": "hello"})
     with np.load(tmp_path / "state.npz") as file:
-        np.testing.assert_array_equal(file["0"], np.arange(3))
+        assert file.files == ["header.json", "param/w", "accumulator/w_mean"]
+        np.testing.assert_array_equal(file["param/w"], np.arange(3))
+        np.testing.assert_array_equal(file["accumulator/w_mean"], 1)
     metadata = read_metadata(tmp_path / "state.npz")
     assert metadata["note"] == "hello"
     assert metadata["versions"]["numpy"] == np.__version__
+
+
+UNSAFE = [
+    "../w",
+    "/w",
+    "a/../w",
+    "a//w",
+    "C:w",
+    "a\\w",
+    "a\0w",
+    "a\nw",
+    "",
+    ".",
+    ".w",
+    "a/",
+    "w\ud800",
+]
+
+
+def test_names_that_are_no_safe_paths_stay_inside_the_file(tmp_path):
+    """Whoever unpacks it writes nowhere else, and no two names become one member."""
+    odd = [*UNSAFE, "x" * 300, "unnamed/0", "unnamed/20", "0", "header.json", "größe", "grad(w)"]
+    state = {name: np.full(2, index) for index, name in enumerate(odd)}
+    path = tmp_path / "state.npz"
+    write_state(path, state)
+    found = read_state(path)
+    assert list(found) == odd
+    assert [array.tolist() for array in found.values()] == [v.tolist() for v in state.values()]
+    with zipfile.ZipFile(path) as archive:
+        members = archive.namelist()
+        archive.extractall(tmp_path / "out")
+    assert len(set(members)) == len(odd) + 1
+    assert {p.relative_to(tmp_path / "out").as_posix() for p in files_in(tmp_path / "out")} == set(
+        members
+    )
+    assert {"größe.npy", "grad(w).npy", "0.npy", "header.json.npy"} <= set(members)
+
+
+def files_in(directory):
+    return [path for path in directory.rglob("*") if path.is_file()]
 
 
 def test_damage_shows(tmp_path):
@@ -166,8 +209,10 @@ HOSTILE = {
     "header is deep": [("header.json", "[" * 100_000)],
     "no arrays": [("header.json", json.dumps({"format": 1}))],
     "older format": [header({}, format=0)],
-    "newer format": [header({}, format=2)],
+    "newer format": [header({}, format=3)],
     "path outside": [header(FLOATS), ("../0.npy", ARRAY)],
+    "path outside, by name": [header({"../x": ["<f8", [3]]}, format=2), ("../x.npy", ARRAY)],
+    "another member than its name": [header(FLOATS, format=2), ("0.npy", ARRAY)],
     "a member too many": [header(FLOATS), ("0.npy", ARRAY), ("1.npy", ARRAY)],
     "a member too few": [header(FLOATS)],
     "another dtype": [header({"x": ["<f4", [3]]}), ("0.npy", ARRAY)],
