@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
+from os.path import realpath
 from pathlib import Path
 from typing import Any
 
@@ -514,7 +515,7 @@ class Trainer:
         ValueError
             If names or shapes are not those of the parameters; nothing is set then.
         """
-        self.parameters.load_state_dict(read_state(Path(path)))
+        self.parameters.load_state_dict(read_state(Path(realpath(path))))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training has changed, as named arrays and plain values.
@@ -576,4 +577,4 @@ class Trainer:
         ValueError
             If it is the state of another model.
         """
-        self.load_state_dict(read_checkpoint(Path(path)))
+        self.load_state_dict(read_checkpoint(Path(realpath(path))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from downhill_rms.saving import journal
+from downhill_rms.saving.files import regular
 from downhill_rms.saving.journal import Journal, read_checkpoint
 from downhill_rms.saving.statefile import CheckpointError, write_state
 
@@ -136,7 +138,6 @@ class Checkpoint:
                 )
             self._take()
             self._in_run = True
-        self._remove_old_journals()
 
     def end(self) -> None:
         """Let go of the directory at the end of a run, unless the program opened it itself."""
@@ -154,9 +155,7 @@ class Checkpoint:
                 probe.write_bytes(b"probe")
             finally:
                 probe.unlink(missing_ok=True)
-            for name in os.listdir(self.directory):
-                if LEFT.fullmatch(name):  # by a process that was killed
-                    (self.directory / name).unlink(missing_ok=True)
+            self._remove_what_is_left()
         except BaseException as error:
             if not (self._opened or self._in_run):
                 self._release()
@@ -170,7 +169,7 @@ class Checkpoint:
     def _hold(self) -> None:
         if self._lock is not None:
             return
-        lock = open(self.directory / "lock", "a+")  # noqa: SIM115
+        lock = open(self.directory / "lock", "a+", opener=regular)  # noqa: SIM115
         try:
             if fcntl is not None:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -268,20 +267,19 @@ class Checkpoint:
             self._journal.flush()
         write_state(path, state, metadata)
 
-    def _remove_old_journals(self) -> None:
-        """Remove what no checkpoint refers to any more, if all of them can be asked."""
-        journals = [p for p in self.directory.iterdir() if journal.NAME.fullmatch(p.name)]
-        if not journals:
-            return
-        best = self.directory / "best.npz"
-        try:
-            paths = [*self.steps(), *([best] if best.exists() else [])]
-            needed = {journal.referred(path) for path in paths}
-        except CheckpointError:
-            return
-        for path in journals:
-            if path.name not in needed:
-                path.unlink(missing_ok=True)
+    def _remove_what_is_left(self) -> None:
+        """Remove what a killed process has not finished, and journals that no checkpoint needs."""
+        names = os.listdir(self.directory)
+        unwanted = [name for name in names if LEFT.fullmatch(name)]
+        # Of a run that goes on, the checkpoints may be yet to come.
+        if not self._in_run and any(map(journal.NAME.fullmatch, names)):
+            best = [self.directory / "best.npz"] if "best.npz" in names else []
+            with contextlib.suppress(CheckpointError):  # who knows what a damaged one needs
+                needed = {journal.referred(path) for path in [*self.steps(), *best]}
+                unwanted += [n for n in names if journal.NAME.fullmatch(n) and n not in needed]
+        for name in unwanted:
+            with contextlib.suppress(OSError):
+                (self.directory / name).unlink()
 
     def steps(self) -> list[Path]:
         """All checkpoints, oldest first.
@@ -319,7 +317,7 @@ class Checkpoint:
         paths = self.steps()
         for path in reversed(paths):
             try:
-                return path, read_checkpoint(path)
+                return path, _read_step(path)
             except CheckpointError as error:
                 warnings.warn(f"A damaged checkpoint is passed over: {error}", stacklevel=2)
         if paths:
@@ -328,6 +326,17 @@ class Checkpoint:
                 f"{self.directory} does. Restore one, or begin in another directory."
             )
         return None
+
+
+def _read_step(path: Path) -> dict[str, Any]:
+    """A state, if it is of the update in its name: an older one that was renamed is not."""
+    state = read_checkpoint(path)
+    found, match = state.get("update_count"), STEP.fullmatch(path.name)
+    if match and isinstance(found, int) and found != int(match[1]):
+        raise CheckpointError(
+            f"A checkpoint is named by its update: {path} is of update {found}. Rename it."
+        )
+    return state
 
 
 def _holder(lock: IO[str]) -> str:

@@ -22,13 +22,15 @@ from typing import IO, Any
 
 import numpy as np
 
-from downhill_rms.saving.files import sync_directory
+from downhill_rms.saving.files import regular, sync_directory
 
 FORMAT = 2  # in format 1 members were called by their numbers alone
 HEADER = "header.json"
 DIGEST_SIZE = 64  # hexadecimal digits of a SHA-256
 CHUNK = 1 << 20  # bytes read at a time, so that reading takes little more than the array
 STRUCTURE_LIMIT = 1 << 20  # bytes of a header outside its strings; parsed, each may take twenty
+MEMBERS_LIMIT = 1 << 16  # of a zip; each takes far more memory than the bytes that name it
+DIRECTORY_LIMIT = 1 << 24  # bytes of a zip's directory, which is read at once
 PLAIN = (bool, int, float, str, type(None))
 # What is no path out of a directory, nor two names for one member.
 MEMBER = re.compile(r"(?!unnamed/)[\w(|][\w()|+=, .-]*(/[\w(|][\w()|+=, .-]*)*")
@@ -111,6 +113,7 @@ def write_state(
             file.seek(-DIGEST_SIZE, os.SEEK_END)
             file.write(hashing.digest.hexdigest().encode())
             file.flush()
+            _check_readable(temporary, path)
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)
@@ -122,6 +125,19 @@ def write_state(
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _check_readable(temporary: Path, path: Path) -> None:
+    """Refuse to write what the reader would refuse, whatever it is in the state."""
+    try:
+        with _opened(temporary):
+            pass
+    except CheckpointError as error:
+        reason = str(error).partition(str(temporary))[2].strip() or str(error)
+        raise CheckpointError(
+            f"A checkpoint can be read again: {path} {reason} What was there before is intact. "
+            "Save less in one file."
+        ) from error
 
 
 def _write(file: Any, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -184,7 +200,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
 def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
     """A verified file and its header; whatever is wrong with it becomes one kind of error."""
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        with open(path, "rb", opener=regular) as file, _open_zip(file) as archive:
             _check_members(archive)
             if archive.comment != _digest(file, archive).encode():
                 raise CheckpointError("is damaged: its SHA-256 is another. Take an older one.")
@@ -199,6 +215,33 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
             f"A checkpoint is whole and of a known format: {path} cannot be read "
             f"({type(error).__name__}: {error}). Take an older one."
         ) from error
+
+
+class _Bounded:
+    """A file, while zipfile reads the directory of members at its end."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.opening = file, True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> bytes:
+        if not self.opening:
+            return self._file.read(size)
+        content = self._file.read(
+            DIRECTORY_LIMIT + 1 if size < 0 else min(size, DIRECTORY_LIMIT + 1)
+        )
+        if len(content) > DIRECTORY_LIMIT or content.count(b"PK\1\2") > MEMBERS_LIMIT:
+            raise CheckpointError("has absurdly many members. Do not use it.")
+        return content
+
+
+def _open_zip(file: IO[bytes]) -> zipfile.ZipFile:
+    bounded: Any = _Bounded(file)
+    archive = zipfile.ZipFile(bounded)
+    bounded.opening = False
+    return archive
 
 
 def _digest(file: IO[bytes], archive: zipfile.ZipFile) -> str:

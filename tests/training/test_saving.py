@@ -410,3 +410,14 @@ def test_a_halved_learning_rate_stays_halved_after_a_resume(mode, tmp_path):
     other.minimize(Spoilt(), [DATA, TARGET], checkpoint=Checkpoint(tmp_path), **options)
     assert other.update_count == 16
     assert other.hyperparameters.learning_rate == OPTIONS["learning_rate"] / 2
+
+
+def test_a_link_that_the_user_names_is_followed(mode, tmp_path):
+    """Also to its history, which lies beside the file itself."""
+    trainer, checkpoint = make(mode), every_epoch(tmp_path / "run")
+    trainer.minimize(data(), checkpoint=checkpoint, **OPTIONS)
+    (tmp_path / "newest.npz").symlink_to(checkpoint.steps()[-1])
+    other = make(mode)
+    other.load(tmp_path / "newest.npz")
+    assert list(other.history) == list(trainer.history)
+    other.load_parameters(tmp_path / "newest.npz")
