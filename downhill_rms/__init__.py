@@ -31,9 +31,11 @@ SHORT_NAMES = {
     "history": "watching",
     "observers": "watching",
     "plots": "watching",
+    "plateau": "training",
     "presets": "rule",
     "rmsprop": "rule",
     "run": "training",
+    "schedules": "rule",
     "statefile": "saving",
     "telemetry": "rule",
 }

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import numpy as np
 
+from downhill_rms.rule import parse_schedule
 from downhill_rms.watching import History
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -133,7 +134,7 @@ def one_line(error: Exception) -> str:
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Split ``name=value`` into a name and a number, a truth value or a word.
+    """Split ``name=value`` into a name and a number, a truth value, a schedule or a word.
 
     Whether the name is a hyperparameter's and the value in its range, its own class tells.
     """
@@ -142,6 +143,11 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         raise click.BadParameter(f"a hyperparameter is given as name=value: received {text!r}")
     if value.lower() in CONSTANTS:
         return name, CONSTANTS[value.lower()]
+    if value.endswith(")"):
+        try:
+            return name, parse_schedule(value)
+        except (TypeError, ValueError) as error:
+            raise click.BadParameter(str(error)) from error
     try:
         return name, float(value)
     except ValueError:

@@ -18,7 +18,7 @@ from downhill_rms.compiling import TIERED
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.data.datafiles import read_data
 from downhill_rms.problem import MONITORING, Problem
-from downhill_rms.rule import Hyperparameters
+from downhill_rms.rule import Hyperparameters, Schedule, parse_schedule
 from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
 from downhill_rms.watching import HistoryFile
@@ -59,8 +59,11 @@ class Request:
     def to_config(self, problem: Problem) -> dict[str, Any]:
         """Everything that decides what the run does, as ``config.json`` keeps it."""
         hyperparameters = dict(self.in_force(problem))
-        if not isinstance(hyperparameters["learning_rate"], float):
-            hyperparameters["learning_rate"] = None  # a schedule, which the problem has
+        learning_rate = hyperparameters["learning_rate"]
+        if isinstance(learning_rate, Schedule):
+            hyperparameters["learning_rate"] = repr(learning_rate)
+        elif not isinstance(learning_rate, float):
+            hyperparameters["learning_rate"] = None  # a schedule that the problem has
         return {
             "problem": self.spec,
             "seed": self.seed,
@@ -88,6 +91,9 @@ class Request:
         hyperparameters = dict(config["hyperparameters"])
         if hyperparameters["learning_rate"] is None:
             del hyperparameters["learning_rate"]
+        elif isinstance(hyperparameters["learning_rate"], str):
+            learning_rate = parse_schedule(hyperparameters["learning_rate"])
+            hyperparameters["learning_rate"] = learning_rate
         names = ("seed", "train", "valid", "mode", "options")
         kept = {name: config[name] for name in names}
         request = cls(spec=config["problem"], hyperparameters=hyperparameters, **kept)

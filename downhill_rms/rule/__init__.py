@@ -18,6 +18,7 @@ from downhill_rms.rule.hyperparameters import Hyperparameters
 from downhill_rms.rule.keywords import refuse_unknown
 from downhill_rms.rule.presets import preset
 from downhill_rms.rule.rmsprop import KINDS, STARTED, State, needed_kinds, rmsprop_updates
+from downhill_rms.rule.schedules import Schedule, parse_schedule
 from downhill_rms.rule.telemetry import telemetry_names, update_telemetry
 from downhill_rms.rule.traversal import describe, label, variables_in_order, without_dimensions
 
@@ -29,6 +30,7 @@ __all__ = [
     "Index",
     "LossGraph",
     "Reading",
+    "Schedule",
     "State",
     "Update",
     "conflict_at",
@@ -36,6 +38,7 @@ __all__ = [
     "differentiate",
     "label",
     "needed_kinds",
+    "parse_schedule",
     "preset",
     "read_bounds",
     "read_graph",

@@ -255,6 +255,24 @@ def test_a_resumed_run_takes_new_numbers():
     assert [record["learning_rate"] for record in history("run")] == [0.02] * 6 + [0.01] * 2
 
 
+def test_a_schedule_is_given_by_name_and_kept():
+    assignment = ("--set", "learning_rate=linear_warmup(cosine(0.05, 20), 4, start=0.01)")
+    succeed("train", "line.py", "--out", "whole", *assignment)
+    succeed("train", "line.py", "--out", "run", *assignment, "--max-epochs", 3)
+    succeed("train", "line.py", "--out", "run", "--resume", "--max-epochs", 6)
+    text = "linear_warmup(cosine(0.05, 20, 0.0), 4, 0.01)"
+    config = json.loads(Path("run/config.json").read_text())
+    assert config["hyperparameters"]["learning_rate"] == text
+    assert text in succeed("show", "run")
+    assert text in succeed("check", "line.py", *assignment)
+    after = np.array([4, 8, 12, 16, 20, 24]) - 1 - 4  # updates of the cosine before the latest
+    rates = 0.025 * (1 + np.cos(np.pi * after / 20))
+    rates[0] = 0.01 + 0.04 * 3 / 4
+    assert [r["learning_rate"] for r in history("run")] == pytest.approx(rates)
+    losses = [[r["train"]["loss"] for r in history(name)] for name in ("whole", "run")]
+    assert losses[0] == losses[1]
+
+
 def test_a_resumed_run_keeps_its_seed():
     succeed("train", "line.py", "--out", "run", "--seed", 3)
     result = run("train", "line.py", "--out", "run", "--resume", "--seed", 4)
@@ -423,6 +441,9 @@ def corrupt(name):
         (["train", "line.py", "--set", "momentun=0.9"], 1, r"Did you mean 'momentum'\?"),
         (["train", "line.py", "--set", "momentum=1"], 1, r"momentum lies in \[0, 1\)"),
         (["train", "line.py", "--set", "momentum=much"], 1, r"momentum is a number: .*'much'"),
+        (["train", "line.py", "--set", "learning_rate=cosin(1, 2)"], 2, r"Did you mean 'cosine'"),
+        (["train", "line.py", "--set", "learning_rate=exit()"], 2, r"Known: cosine, "),
+        (["train", "line.py", "--set", "momentum=cosine(1, 2)"], 1, r"momentum is a number"),
         (["train", "line.py", "--set", "centered=1"], 1, r"centered is True or False"),
         (["train", "line.py", "--set", "decay=0.9", "--set", "rms_halflife=3"], 1, r"given once"),
         (["train", "line.py", "--set", "max_epochs=3"], 1, r"max_epochs"),
