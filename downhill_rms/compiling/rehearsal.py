@@ -13,7 +13,6 @@ from typing import Any
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 from pytensor.graph.op import HasInnerGraph
-from pytensor.ifelse import IfElse
 
 from downhill_rms.compiling.uncompiled import UncompiledFunction, nothing_compiled
 from downhill_rms.rule import Conflict, conflict_at, variables_in_order
@@ -101,7 +100,7 @@ def _first_failure(
 
 def _needed(node: Any, values: Mapping[Any, Any]) -> list[Any]:
     """What an operation is computed from: of a choice, the condition first, then one branch."""
-    if not isinstance(node.op, IfElse):
+    if not _is_choice(node.op):
         return list(node.inputs)
     condition, branches = node.inputs[0], list(node.inputs[1:])
     if condition not in values and not isinstance(condition, Constant):
@@ -110,12 +109,16 @@ def _needed(node: Any, values: Mapping[Any, Any]) -> list[Any]:
     return branches[:first] if _value(condition, values) else branches[first:]
 
 
+def _is_choice(op: Any) -> bool:
+    return type(op).__name__ == "IfElse"  # its module moved with PyTensor 3.3
+
+
 def _value(variable: Any, values: Mapping[Any, Any]) -> Any:
     return variable.data if isinstance(variable, Constant) else values[variable]
 
 
 def _compute(node: Any, operands: Sequence[Any]) -> list[Any]:
-    if isinstance(node.op, IfElse):
+    if _is_choice(node.op):
         return list(operands)
     if isinstance(node.op, HasInnerGraph):
         inputs = [variable.type() for variable in node.inputs]

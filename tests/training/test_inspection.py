@@ -8,9 +8,13 @@ import pytensor.tensor as pt
 import pytest
 import scipy.sparse
 from pytensor.compile.builders import OpFromGraph
-from pytensor.ifelse import ifelse
 
 from downhill_rms import Dataset, Trainer
+
+try:
+    from pytensor.conditional import ifelse  # since PyTensor 3.3
+except ImportError:
+    from pytensor.ifelse import ifelse
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(960, 4))
