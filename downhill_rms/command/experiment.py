@@ -206,13 +206,21 @@ def train(
     directory.create()
     # Held before anything in the directory is touched: another process may train there.
     with checkpoint, history_file, logging_to_file(directory.log_path):
-        directory.begin(request.to_config(problem))
+        begun: list[bool] = []
+
+        def begin() -> None:
+            """Write down what was asked for, where a run that is refused leaves all as it was."""
+            directory.begin(request.to_config(problem))
+            begun.append(True)
+
+        trainer.loop.on_begin = begin
         try:
             for _ in epochs:
                 pass
         except Exception as error:
-            with suppress(OSError):  # a full disk may be what ended the run
-                directory.write_result(_result(trainer, error))
+            if begun:
+                with suppress(OSError):  # a full disk may be what ended the run
+                    directory.write_result(_result(trainer, error))
             raise
         directory.finish(trainer.history, _result(trainer))
     return trainer

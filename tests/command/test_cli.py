@@ -273,6 +273,25 @@ def test_a_schedule_is_given_by_name_and_kept():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize(
+    "arguments", [("--set", "momentum=0.5"), ("--train", "other.npz"), ("--set", "momentum=x")]
+)
+def test_a_refused_resume_destroys_nothing(arguments):
+    x = np.random.default_rng(5).normal(size=(30, 2))
+    np.savez("other.npz", x=x, y=x @ [1.0, -2.0])
+    succeed("train", "line.py", "--out", "run")
+    names = ["config.json", "result.json", "history.jsonl"]
+    before = {name: Path("run", name).read_bytes() for name in names}
+    checkpoints = {path.name: path.read_bytes() for path in Path("run/checkpoints").glob("*.npz")}
+    result = run("train", "line.py", "--out", "run", "--resume", *arguments)
+    assert result.exit_code != 0
+    assert {name: Path("run", name).read_bytes() for name in names} == before
+    after = {path.name: path.read_bytes() for path in Path("run/checkpoints").glob("*.npz")}
+    assert after == checkpoints
+    succeed("train", "line.py", "--out", "run", "--resume", "--max-epochs", 8)
+    assert len(history("run")) == 8
+
+
 def test_a_resumed_run_keeps_its_seed():
     succeed("train", "line.py", "--out", "run", "--seed", 3)
     result = run("train", "line.py", "--out", "run", "--resume", "--seed", 4)
