@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours, which the colour-blind tell apart too; yellow is too faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "-.", ":")  # for the second and third line of a colour
+SCALE = "viridis"  # of more lines than there are colours
 MARKERS = ("o", "s", "^", "D", "v", "P")
 WIDTH, HEIGHT, PANEL_HEIGHT = 6.4, 4.8, 3.2  # inches; of a figure, and of one panel of several
 ROW_HEIGHT, FREE_ROWS = 0.19, 2  # inches of a legend's row, and rows that need no more height
 LEGEND_WIDTH, HANDLE_WIDTH = 84, 7  # of a legend, and of what is beside a label, in characters
+CHARACTER_WIDTH = 0.075  # inches, of a legend's labels
+ABOVE = 10  # entries of a legend above the panel; more stand beside it
 FEW = 30  # points of a line that are marked one by one
 
 
@@ -62,14 +64,37 @@ def finish(panels: Sequence[Any], ax: Axes | None) -> Figure:
     if ax is None:
         height = HEIGHT if len(panels) == 1 else PANEL_HEIGHT * len(panels)
         rows = sum(max(0, _legend_rows(panel) - FREE_ROWS) for panel in panels)
-        figure.set_size_inches(WIDTH, height + ROW_HEIGHT * rows)
+        beside = max(map(_legend_width, panels))
+        figure.set_size_inches(WIDTH + beside, height + ROW_HEIGHT * rows)
     return figure
 
 
-def line_style(index: int) -> dict[str, Any]:
-    """The colour and dashes of one of several lines."""
-    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": dashes}
+def line_style(index: int, count: int = 1) -> dict[str, Any]:
+    """The colour of one of several lines, which no other has."""
+    if count <= len(COLOURS):
+        return {"color": COLOURS[index]}
+    return {"color": _scale()(index / (count - 1))}
+
+
+def colours_by(panel: Axes, label: str, values: Sequence[float]) -> list[Any]:
+    """A colour for each value, and a scale beside the panel that explains them."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LogNorm, Normalize
+
+    low, high = min(values), max(values)
+    kind = LogNorm if 0 < 10 * low <= high else Normalize
+    mappable = ScalarMappable(kind(low, high), _scale())
+    panel.figure.colorbar(mappable, ax=panel, label=label)
+    return list(mappable.to_rgba(np.asarray(values, dtype=float)))
+
+
+def _scale() -> Any:
+    """Colours from dark to light, without the lightest, which is too faint on white."""
+    from matplotlib import colormaps
+    from matplotlib.colors import LinearSegmentedColormap
+
+    part = colormaps[SCALE](np.linspace(0, 0.9, 256))
+    return LinearSegmentedColormap.from_list(f"dark {SCALE}", part)
 
 
 def draw_line(panel: Axes, x: Any, y: np.ndarray, index: int, label: str = "", **style: Any) -> Any:
@@ -77,7 +102,8 @@ def draw_line(panel: Axes, x: Any, y: np.ndarray, index: int, label: str = "", *
     gaps = np.isnan(np.concatenate([[math.nan], y, [math.nan]]))
     marked = (gaps[:-2] & gaps[2:]) | (np.count_nonzero(~gaps) <= FEW)
     dots = {"marker": "o", "markersize": 3.5, "markevery": marked} if marked.any() else {}
-    look = {**line_style(index), "linewidth": 1.6, "label": label, **dots, **style}
+    own = {} if "color" in style else line_style(index)
+    look = {**own, "linewidth": 1.6, "label": label, **dots, **style}
     return panel.plot(x, y, **look)[0]
 
 
@@ -112,17 +138,17 @@ def count_epochs(panel: Axes) -> None:
 
 
 def explain(panel: Axes, handles: Sequence[Any]) -> None:
-    """Explain the lines above the panel, where no data are."""
+    """Explain the lines above the panel, or beside it if they are many: where no data are."""
     if not handles:
         return
-    legend = panel.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 1),
-        ncols=_columns([handle.get_label() for handle in handles]),
-        frameon=False,
-        fontsize="small",
-    )
+    labels = [handle.get_label() for handle in handles]
+    if len(handles) > ABOVE:
+        place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1, 1)}
+        columns = _columns_beside(panel, labels)
+    else:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1)}
+        columns = _columns(labels)
+    legend = panel.legend(handles=handles, **place, ncols=columns, frameon=False, fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)  # a name with $ is not a formula
 
@@ -138,7 +164,27 @@ def _columns(labels: Sequence[str]) -> int:
     return next((count for count in counts if width(count) <= LEGEND_WIDTH), 1)
 
 
-def _legend_rows(panel: Axes) -> int:
+def _columns_beside(panel: Axes, labels: Sequence[str]) -> int:
+    """As few columns as are not higher than the panel."""
+    height = HEIGHT if len(panel.figure.axes) == 1 else PANEL_HEIGHT
+    return math.ceil(len(labels) / math.floor((height - 0.5) / ROW_HEIGHT))
+
+
+def _labels(panel: Axes) -> list[str]:
     legend = panel.get_legend()
-    labels = [text.get_text() for text in legend.get_texts()] if legend else []
-    return math.ceil(len(labels) / _columns(labels)) if labels else 0
+    return [text.get_text() for text in legend.get_texts()] if legend else []
+
+
+def _legend_rows(panel: Axes) -> int:
+    """Rows that a legend takes above the panel."""
+    labels = _labels(panel)
+    return math.ceil(len(labels) / _columns(labels)) if 0 < len(labels) <= ABOVE else 0
+
+
+def _legend_width(panel: Axes) -> float:
+    """Inches that a legend takes beside the panel."""
+    labels = _labels(panel)
+    if len(labels) <= ABOVE:
+        return 0.0
+    columns = np.array_split(labels, _columns_beside(panel, labels))
+    return sum(max(map(len, part)) + HANDLE_WIDTH for part in columns) * CHARACTER_WIDTH

@@ -16,6 +16,7 @@ from downhill_rms.watching.figures import (
     COLOURS,
     MARKERS,
     choose_scale,
+    colours_by,
     count_epochs,
     draw_line,
     explain,
@@ -44,6 +45,7 @@ def learning_curves(
     histories: History | Mapping[str, History],
     monitors: str | Sequence[str] = ("loss",),
     *,
+    colour_by: tuple[str, Mapping[str, float]] | None = None,
     ax: Axes | None = None,
 ) -> Figure:
     """Draw monitors against epochs, over training and validation data.
@@ -57,6 +59,9 @@ def learning_curves(
         One run, or runs by name. A run without an epoch is named in the legend.
     monitors : str or sequence of str
         What is drawn, one panel each.
+    colour_by : tuple of str and mapping of str to float, optional
+        A number for each run and what it is called, such as its learning rate: a scale of colours
+        takes the place of the runs' names, which suits many runs.
     ax : Axes, optional
         Where to draw; it takes one monitor.
 
@@ -67,17 +72,22 @@ def learning_curves(
     Raises
     ------
     ValueError
-        If there is no run or no monitor, a run has no such monitor, or ``ax`` is given with
-        several.
+        If there is no run or no monitor, a run has no such monitor or no number, or ``ax`` is
+        given with several monitors.
     ImportError
         If matplotlib is not installed.
     """
     names = [monitors] if isinstance(monitors, str) else list(monitors)
     runs = {"": histories} if isinstance(histories, History) else dict(histories)
     _check_monitors(runs, names, ax)
+    if colour_by is not None and (without := [run for run in runs if run not in colour_by[1]]):
+        raise ValueError(
+            f"colour_by has no {colour_by[0]} for {', '.join(map(repr, without))}. Every run has "
+            "one: add it, or leave these runs out."
+        )
     panels = open_panels(len(names), ax)
     for panel, name in zip(panels, names, strict=True):
-        _draw_curves(panel, runs, name, not isinstance(histories, History))
+        _draw_curves(panel, runs, name, not isinstance(histories, History), colour_by)
     return finish(panels, ax)
 
 
@@ -253,22 +263,34 @@ def _check_monitors(runs: Mapping[str, History], monitors: Sequence[str], ax: Ax
             )
 
 
-def _draw_curves(panel: Axes, runs: Mapping[str, History], monitor: str, named: bool) -> None:
+def _draw_curves(
+    panel: Axes,
+    runs: Mapping[str, History],
+    monitor: str,
+    named: bool,
+    colour_by: tuple[str, Mapping[str, float]] | None,
+) -> None:
     """Draw one monitor of every run."""
+    if colour_by is not None:
+        colours = colours_by(panel, colour_by[0], [colour_by[1][run] for run in runs])
+    else:
+        colours = [line_style(index, len(runs))["color"] for index in range(len(runs))]
     kinds, bests, drawn = {}, [], []
     for index, (name, history) in enumerate(runs.items()):
+        look = {"color": colours[index]}
         for part, style in CURVES.items():
             epochs, values = _series(history, part, monitor)
             if np.isfinite(values).any():
-                kinds[part] = draw_line(panel, epochs, values, index, **style)
+                kinds[part] = draw_line(panel, epochs, values, index, **style, **look)
                 drawn.append(values)
-        bests += _mark_best(panel, history, monitor, index, name if named else None)
+        look["marker"] = MARKERS[index % len(MARKERS)]
+        bests += _mark_best(panel, history, monitor, name if named else None, look)
     choose_scale(panel, drawn)
     count_epochs(panel)
     panel.set_ylabel(monitor, parse_math=False)
     if named:  # colours tell the runs apart there
         kinds = {part: panel.plot([], [], color=GREY, **CURVES[part])[0] for part in kinds}
-    explain(panel, [*kinds.values(), *bests])
+    explain(panel, [*kinds.values(), *(bests if colour_by is None else [])])
 
 
 def _series(history: History, part: str, monitor: str) -> tuple[np.ndarray, np.ndarray]:
@@ -280,7 +302,7 @@ def _series(history: History, part: str, monitor: str) -> tuple[np.ndarray, np.n
 
 
 def _mark_best(
-    panel: Axes, history: History, monitor: str, index: int, name: str | None
+    panel: Axes, history: History, monitor: str, name: str | None, look: Mapping[str, Any]
 ) -> list[Any]:
     """Mark the best epoch; what the legend says of it, and of a run with a name."""
     best = next((record for record in reversed(history.records) if record.best), None)
@@ -291,13 +313,10 @@ def _mark_best(
     if best is not None and math.isfinite(value):
         epochs, values, text = [best.epoch], [value], f"best epoch {best.epoch}: {value:.4g}"
     label = ", ".join(filter(None, [_shortened(name or ""), text]))
-    style: dict[str, Any] = line_style(index) | ({} if name else {"linestyle": "none"})
-    mark: dict[str, Any] = {
-        "marker": MARKERS[index % len(MARKERS)],
-        "markersize": 8,
-        "markeredgecolor": "white",
-    }
-    return panel.plot(epochs, values, **style, **mark, zorder=3, label=label) if label else []
+    style: dict[str, Any] = {**look, "markersize": 8, "markeredgecolor": "white"}
+    if not name:
+        style["linestyle"] = "none"
+    return panel.plot(epochs, values, **style, zorder=3, label=label) if label else []
 
 
 def _shortened(name: str) -> str:

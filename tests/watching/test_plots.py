@@ -190,6 +190,40 @@ def test_no_two_of_twenty_runs_look_the_same():
     assert len({look[:2] for look in looks}) == 20  # without the markers, too
 
 
+@pytest.mark.parametrize("count", [12, 40, 100])
+def test_many_runs_have_a_legend_beside_a_picture_of_one_screens_height(count):
+    figure = learning_curves({f"runs/digits-{i}": make_history(FALLING) for i in range(count)})
+    figure.set_dpi(100)
+    figure.draw_without_rendering()
+    (ax,) = figure.axes
+    legend = ax.get_legend().get_window_extent()
+    assert figure.get_size_inches()[1] <= 9
+    assert not legend.overlaps(ax.bbox)
+    assert legend.x0 >= ax.bbox.x1
+    assert legend.x1 <= figure.bbox.x1
+    assert legend.y0 >= figure.bbox.y0
+    assert ax.bbox.width > 300
+    colours = {line.get_color() for line in ax.get_legend().get_lines()[2:]}
+    assert len(colours) == count
+
+
+def test_runs_are_coloured_by_what_differs():
+    rates = {f"run{i}": 10.0**-i for i in range(1, 6)}
+    figure = learning_curves(
+        {name: make_history(FALLING) for name in rates}, colour_by=("learning_rate", rates)
+    )
+    ax, scale = figure.axes
+    assert scale.get_ylabel() == "learning_rate"
+    assert scale.get_yscale() == "log"
+    assert legend_texts(ax) == ["training", "validation"]
+    lightness = [
+        sum(to_rgb(line.get_color())) for line in ax.lines if line.get_label() == "validation"
+    ]
+    assert lightness[:5] == sorted(lightness[:5], reverse=True)  # from 0.1 down
+    with pytest.raises(ValueError, match="colour_by has no learning_rate for 'other'"):
+        learning_curves({"other": make_history(FALLING)}, colour_by=("learning_rate", rates))
+
+
 def test_long_names_keep_their_ends():
     names = [f"{LONG}-{index}" for index in range(3)]
     (ax,) = learning_curves({name: make_history(FALLING) for name in names}).axes
