@@ -7,31 +7,36 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import Any
 
 import click
 
 from downhill_rms.command.check import check as check_problem
+from downhill_rms.command.comparison import compare as compare_runs
+from downhill_rms.command.comparison import differing_number, only_runs
 from downhill_rms.command.console import (
     Commands,
+    csv_text,
     ctrl_c_ends_at_once,
+    fitting_table,
     logging_to_terminal,
     parse_assignment,
     parse_picture,
-    table,
     text_curves,
 )
 from downhill_rms.command.demos import DEMOS, run_demo
 from downhill_rms.command.experiment import Request, default_mode, draw
 from downhill_rms.command.experiment import train as train_problem
 from downhill_rms.command.rundirectory import RunDirectory, default_path
-from downhill_rms.command.rundirectory import compare as compare_runs
 from downhill_rms.compiling import ALONE_SECONDS, compile_alone
 from downhill_rms.problem import load_problem, problem_name
 from downhill_rms.training import StopReason
 from downhill_rms.watching.plots import learning_curves
 
 EXIT_CODES = {StopReason.INTERRUPTED: 130, StopReason.TERMINATED: 143}
+
+NAMED = 7  # runs in a picture up to which their names say more than a scale of colours
 
 Command = Callable[..., Any]
 
@@ -182,11 +187,13 @@ def plot(runs: tuple[str, ...], monitors: tuple[str, ...], out: Path | None, tex
     histories = {run: RunDirectory(run).read_history() for run in runs}
     chosen = monitors or ("loss",)
     if text:
-        click.echo(text_curves(histories, chosen))
+        click.echo(text_curves(histories, chosen, get_terminal_size().columns))
         return
     own = RunDirectory(runs[0]).curves_path
     path = out or (own if len(runs) == 1 else Path(own.name))
-    learning_curves(histories, chosen).savefig(path)
+    differs = differing_number([RunDirectory(run) for run in runs]) if len(runs) > NAMED else None
+    colour_by = differs and (differs[0], dict(zip(runs, differs[1], strict=True)))
+    learning_curves(histories, chosen, colour_by=colour_by).savefig(path)
     click.echo(f"drawn: {path}")
 
 
@@ -201,9 +208,16 @@ def show(run: str) -> None:
 
 @main.command()
 @RUNS
-def compare(runs: tuple[str, ...]) -> None:
-    """Print several runs, the best validation loss first."""
-    click.echo(table(compare_runs([RunDirectory(run) for run in runs])))
+@click.option("--sort", metavar="MONITOR", help="Sort by this monitor at the best (the judge).")
+@click.option("--highest-first", is_flag=True, help="A higher value is the better one.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values, all columns.")
+def compare(runs: tuple[str, ...], sort: str | None, highest_first: bool, as_csv: bool) -> None:
+    """Print several runs, the best first; what is no run is skipped."""
+    directories, skipped = only_runs(runs)
+    for line in skipped:
+        click.echo(line, err=True)
+    rows = compare_runs(directories, sort, highest_first)
+    click.echo(csv_text(rows) if as_csv else fitting_table(rows, get_terminal_size().columns))
 
 
 @main.command()

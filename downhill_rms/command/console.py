@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import logging
 import math
 import os
 import signal
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,11 +22,13 @@ import numpy as np
 
 from downhill_rms.rule import parse_schedule
 from downhill_rms.watching import History
+from downhill_rms.watching.figures import is_logarithmic
 
 PICTURES = (".png", ".svg", ".pdf")
 CONSTANTS = {"true": True, "false": False, "none": None}
 BLOCKS = "▁▂▃▄▅▆▇█"
-TEXT_COLUMNS = 30  # of a curve in blocks
+TEXT_COLUMNS = 30  # of a curve in blocks, at most
+LEAST_COLUMNS = 8  # where the terminal is narrow
 COLOURS = {logging.WARNING: "yellow", logging.ERROR: "red", logging.CRITICAL: "red"}
 
 
@@ -164,15 +169,24 @@ def parse_picture(text: str) -> Path:
     return path
 
 
-def text_curves(histories: Mapping[str, History], monitors: Sequence[str]) -> str:
+def text_curves(histories: Mapping[str, History], monitors: Sequence[str], width: int = 80) -> str:
     """Curves for a terminal: a row of blocks for each, with its first, lowest and last value.
+
+    Parameters
+    ----------
+    histories : mapping of str to History
+        Runs by name.
+    monitors : sequence of str
+        What is shown. All curves of a monitor share an axis, as they do in a picture.
+    width : int
+        Columns of the terminal.
 
     Raises
     ------
     ValueError
         If a history has no such monitor.
     """
-    rows: list[dict[str, str]] = []
+    found: dict[str, list[tuple[str, str, np.ndarray]]] = {monitor: [] for monitor in monitors}
     for run, history in histories.items():
         columns = history.to_dict()
         for monitor in monitors:
@@ -182,26 +196,76 @@ def text_curves(histories: Mapping[str, History], monitors: Sequence[str]) -> st
                     f"A curve is drawn of a monitor: {run} has no {monitor!r}, only "
                     f"{', '.join(n[6:] for n in columns if n.startswith('train_'))}. Give one."
                 )
-            rows += [{"run": run, "curve": name, **_text_curve(columns[name])} for name in names]
+            found[monitor] += [(run, name, columns[name]) for name in names]
+    rows: list[dict[str, str]] = []
+    axes: list[tuple[np.ndarray, np.ndarray]] = []
+    for curves in found.values():  # each monitor has an axis, as in the picture
+        everything = np.concatenate([values for *_, values in curves])
+        axis = everything[np.isfinite(everything)]
+        rows += [{"run": run, "curve": name, **_numbers(values)} for run, name, values in curves]
+        axes += [(values, axis) for *_, values in curves]
+    room = max(LEAST_COLUMNS, min(TEXT_COLUMNS, width - _width(table(rows)) - 2))
+    for row, (values, axis) in zip(rows, axes, strict=True):
+        parts = np.array_split(values, min(len(values), room)) if len(values) else []
+        row["epochs"] = sparkline([float(part[-1]) for part in parts], axis)
     return table(rows)
 
 
-def _text_curve(values: np.ndarray) -> dict[str, str]:
+def _numbers(values: np.ndarray) -> dict[str, str]:
     finite = values[np.isfinite(values)]
     numbers = {"first": values[:1], "lowest": np.sort(finite)[:1], "last": values[-1:]}
-    texts = {name: " ".join(f"{value:.4g}" for value in some) for name, some in numbers.items()}
-    parts = np.array_split(values, min(len(values), TEXT_COLUMNS)) if len(values) else []
-    return texts | {"epochs": sparkline([float(part[-1]) for part in parts])}
+    return {name: " ".join(f"{value:.4g}" for value in some) for name, some in numbers.items()}
 
 
-def sparkline(values: Sequence[float]) -> str:
-    """Values as a row of blocks, the lowest at the bottom; a gap where one is not finite."""
-    finite = [value for value in values if math.isfinite(value)]
-    low, high = min(finite, default=0.0), max(finite, default=0.0)
+def sparkline(values: Sequence[float], axis: np.ndarray) -> str:
+    """Values as a row of blocks; a gap where one is not finite.
+
+    Parameters
+    ----------
+    values : sequence of float
+        The values.
+    axis : ndarray
+        All finite values that share the axis: the lowest is at the bottom, the highest at the
+        top, and the axis is logarithmic where a picture's is.
+    """
+    if not len(axis):
+        return " " * len(values)
+    change = math.log if is_logarithmic(axis) else float
+    low, high = change(axis.min()), change(axis.max())
     scale = (len(BLOCKS) - 1) / (high - low) if high > low else 0.0
     return "".join(
-        BLOCKS[round((value - low) * scale)] if math.isfinite(value) else " " for value in values
+        BLOCKS[round((change(value) - low) * scale)] if math.isfinite(value) else " "
+        for value in values
     )
+
+
+def fitting_table(rows: list[dict[str, str]], width: int) -> str:
+    """A table that is no wider than the terminal; columns that have no room are named below it."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+
+    def of_columns(count: int) -> str:
+        return table([{n: row[n] for n in names[:count] if n in row} for row in rows])
+
+    counts = range(len(names), 1, -1)
+    count = next((n for n in counts if _width(of_columns(n)) <= width), 1)
+    if count == len(names):
+        return of_columns(count)
+    note = f"no room for {', '.join(names[count:])}: --csv has all"
+    return "\n".join([of_columns(count), *textwrap.wrap(note, width)])
+
+
+def _width(text: str) -> int:
+    return max(map(len, text.splitlines()), default=0)
+
+
+def csv_text(rows: list[dict[str, str]]) -> str:
+    """Rows of texts as comma-separated values."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return str(file.getvalue()).rstrip("\n")
 
 
 def table(rows: list[dict[str, str]]) -> str:

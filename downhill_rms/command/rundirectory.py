@@ -7,7 +7,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +111,10 @@ class RunDirectory:
         """How the run ended; an empty dict for one that goes on, or was killed."""
         return _read_json(self.result_path) if self.result_path.exists() else {}
 
-    def best_loss(self) -> float:
-        """The best validation loss of the last run; NaN if there is none."""
-        best = best_record(self.read_history())
-        return math.nan if best is None else best.valid["loss"]
+    def judge(self) -> tuple[str, bool]:
+        """The monitor that judged the run, and whether higher was better."""
+        options = self.read_config().get("options", {})
+        return options.get("monitor", "loss"), options.get("higher_is_better", False)
 
     def results(self) -> dict[str, str]:
         """How the run went, as texts by name."""
@@ -126,7 +126,7 @@ class RunDirectory:
         updates = result.get("updates", 0 if last is None else last.updates)
         return {
             "run": str(self.path),
-            "best valid loss": _number(math.nan if best is None else best.valid["loss"]),
+            "best valid loss": number(math.nan if best is None else best.valid["loss"]),
             "best epoch": "-" if best is None else str(best.epoch),
             "stopped": result.get("stop_reason", "not yet, or killed"),
             **({"error": result["error"]} if "error" in result else {}),
@@ -172,23 +172,6 @@ def default_path(name: str, resume: bool) -> Path:
     return path
 
 
-def compare(directories: Sequence[RunDirectory]) -> list[dict[str, str]]:
-    """Results of several runs, the best validation loss first, and in what the runs differ."""
-    settings = [directory.settings() for directory in directories]
-    names = dict.fromkeys(name for values in settings for name in values)
-    different = [n for n in names if len({values.get(n, "-") for values in settings}) > 1]
-    results = [directory.results() for directory in directories]
-    for row in results:
-        row.pop("error", None)  # a sentence in a table; `show` has it
-    rows = [
-        {**result, **{name: values.get(name, "-") for name in different}}
-        for result, values in zip(results, settings, strict=True)
-    ]
-    losses = [directory.best_loss() for directory in directories]
-    order = sorted(range(len(rows)), key=lambda i: (math.isnan(losses[i]), losses[i]))
-    return [rows[index] for index in order]
-
-
 def best_record(history: History) -> Record | None:
     """The best of the last run in a history, if it had a validation that counts."""
     return next((record for record in reversed(history.records) if record.best), None)
@@ -214,7 +197,8 @@ def _duration(seconds: float) -> str:
     return "-"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A value for people; NaN is none."""
     return "-" if math.isnan(value) else f"{value:.6g}"
 
 

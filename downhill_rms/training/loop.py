@@ -28,6 +28,7 @@ from downhill_rms.training.stopping import StopReason
 from downhill_rms.watching import History, PassMean, Record, Values, format_values
 
 MAX_ROLLBACKS = 3
+SHOWN_MONITORS = 2  # beside the loss, where there is room
 INTERRUPTIONS = (StopReason.INTERRUPTED, StopReason.TERMINATED)
 FAILURES = (StopReason.DIVERGED, StopReason.ERROR)  # their last state is no place to go on from
 
@@ -277,7 +278,8 @@ class Loop:
         judge = run.patience.monitor
         best = math.nan if self.best is None else self.best.monitors[judge]
         label = "best" if judge == "loss" else f"best {judge}"
-        losses = {"train": train, "valid": valid, label: best}
+        others = dict(list(run.latest.items())[1 : 1 + SHOWN_MONITORS])
+        losses = {"train": train, "valid": valid, **others, label: best}
         run.progress.draw(epoch, run.updates, losses)
 
     def _train(self, run: Run, signals: StopSignals) -> StopReason | None:

@@ -111,8 +111,13 @@ def choose_scale(panel: Axes, curves: Sequence[np.ndarray]) -> None:
     """Choose a logarithmic axis where it helps."""
     values = np.concatenate([*curves, [math.nan]])
     values = values[np.isfinite(values)]
-    if values.size and 0 < 10 * values.min() < values.max():
+    if is_logarithmic(values):
         scale_logarithmically(panel, values)
+
+
+def is_logarithmic(values: np.ndarray) -> bool:
+    """Whether finite values are positive and span more than a decade."""
+    return bool(values.size) and bool(0 < 10 * values.min() < values.max())
 
 
 def scale_logarithmically(panel: Axes, values: np.ndarray) -> None:

@@ -7,11 +7,13 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 EVERY = 0.1  # seconds from one drawing to the next, the least
 WIDE = 100  # columns from which the line is written out
+DIGITS = 7  # columns of a value
+SHORTEST_BAR = 2  # columns
 
 log = logging.getLogger("downhill_rms")
 
@@ -38,7 +40,7 @@ class Progress:
         updates : int
             Updates so far.
         losses : mapping of str to float
-            What else is shown; NaN for what is not known yet.
+            What else is shown, the more important first; NaN for what is not known yet.
         """
 
     def close(self) -> None:
@@ -87,23 +89,45 @@ class Bar(Progress):
         self.next = now + EVERY
 
     def _line(self, epoch: int, losses: Mapping[str, float], began: int, since: float) -> str:
+        """What there is room for, each in a width of its own, so that nothing moves about."""
         updates, total = self.bar.n, self.bar.total
         elapsed = time.perf_counter() - since
         rate = (updates - began) / elapsed if elapsed else 0.0
-        wide = (self.bar.format_dict["ncols"] or 0) >= WIDE
-        parts = [f"{rate:,.0f} updates/s" if rate >= 10 else f"{rate:.2g} updates/s"]
-        if total is None:
-            parts.append(self.bar.format_interval(elapsed))
-        elif rate:
-            left = self.bar.format_interval(max(total - updates, 0) / rate)
-            parts.append(f"{left} left" if wide else left)
+        columns = self.bar.format_dict["ncols"] or WIDE
+        wide = columns >= WIDE
+        number = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        speed = f"{number:>6}{' updates/s' if wide else '/s'}"
+        clock = self.bar.format_interval(elapsed)
+        if total is not None and rate:
+            clock = self.bar.format_interval(max(total - updates, 0) / rate)
+            clock += " left" if wide else ""
         known = {name: value for name, value in losses.items() if not math.isnan(value)}
-        parts += [f"{name} {self.bar.format_num(value)}" for name, value in known.items()]
+        values = [f"{name} {_short(value):<{DIGITS}}" for name, value in known.items()]
         bar = "|{bar}| " if total is not None else ""
-        return f"epoch {epoch}{self.of_epochs} {bar}{(', ' if wide else ' ').join(parts)}"
+        digits = max(len(self.of_epochs) - 1, 1)
+        head = f"epoch {epoch:{digits}}{self.of_epochs} {bar}"
+        room = columns - len(head) - (SHORTEST_BAR - len("{bar}") if bar else 0)
+        most_important_first = [*values[:2], clock, speed, *values[2:]]
+        shown = set(_fitting(most_important_first, room))
+        return head + " ".join(text for text in (speed, clock, *values) if text in shown)
 
     def close(self) -> None:  # noqa: D102
         self.bar.close()
+
+
+def _short(value: float) -> str:
+    """Three significant digits, or what has room of them: 0.00123, 1.23e-5, 1.2e-10."""
+    texts = (f"{value:.{digits}g}" for digits in (3, 2, 1))
+    short = [text.replace("e-0", "e-").replace("e+0", "e") for text in texts]
+    return next((text for text in short if len(text) <= DIGITS), short[-1])
+
+
+def _fitting(texts: Sequence[str], room: int) -> Iterator[str]:
+    """The texts that have room beside each other, with what comes first first."""
+    for text in texts:
+        if len(text) < room:
+            room -= len(text) + 1
+            yield text
 
 
 def open_progress(wanted: bool | None, total: int | None, epochs: int | None) -> Progress:

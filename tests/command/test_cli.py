@@ -408,9 +408,18 @@ def test_compare_puts_the_best_first():
     for name, rate in (("slow", 1e-4), ("fast", 0.1)):
         succeed("train", "line.py", "--out", name, "--seed", 0, "--set", f"learning_rate={rate}")
     lines = succeed("compare", "slow", "fast").splitlines()
-    assert [line.split()[0] for line in lines] == ["run", "fast", "slow"]
+    assert [line.split()[0] for line in lines[:3]] == ["run", "fast", "slow"]
+    assert max(map(len, lines)) <= 80
     assert "learning_rate" in lines[0]
     assert "momentum" not in lines[0]  # what is the same in both says nothing
+
+
+def test_compare_skips_what_is_no_run_and_prints_csv():
+    succeed("train", "line.py", "--out", "run", "--max-epochs", "1")
+    result = run("compare", "run", "line.py", "--csv", "--sort", "absolute")
+    assert result.exit_code == 0
+    assert result.stderr == "skipped line.py: no run directory\n"
+    assert result.stdout.splitlines()[0].startswith("run,best valid loss,best epoch,valid absolute")
 
 
 def test_check_says_what_there_is_without_training():
@@ -485,7 +494,7 @@ def corrupt(name):
         (["show", "empty"], 1, r"holds a config\.json: empty"),
         (["show", "missing"], 1, r"holds a config\.json: missing"),
         (["show", "broken"], 1, r"history\.jsonl line 2"),
-        (["compare", "run", "empty"], 1, r"holds a config\.json: empty"),
+        (["compare", "empty"], 1, r"holds a config\.json: empty"),
         (["compare", "run", "broken"], 1, r"history\.jsonl line 2"),
         (["demo", "mnist"], 2, r"'mnist' is not one of"),
         (["demo", "quadratic", "--out", "a.gif"], 2, r"ends in \.png"),

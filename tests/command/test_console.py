@@ -78,11 +78,13 @@ def test_an_error_is_one_line(error, expected):
     assert one_line(error) == expected
 
 
-def test_a_sparkline_spans_its_values():
-    assert sparkline([0.0, 1.0, 3.5, 7.0, np.nan, 7.0]) == "▁▂▅█ █"  # half goes to the even one
-    assert sparkline([2.0, 2.0]) == "▁▁"
-    assert sparkline([]) == ""
-    assert sparkline([np.nan]) == " "
+def test_a_sparkline_spans_its_axis():
+    axis = np.array([0.0, 7.0])
+    # half goes to the even one
+    assert sparkline([0.0, 1.0, 3.5, 7.0, np.nan, 7.0], axis) == "▁▂▅█ █"
+    assert sparkline([2.0, 2.0], np.array([2.0, 2.0])) == "▁▁"
+    assert sparkline([], axis) == ""
+    assert sparkline([np.nan], np.array([])) == " "
 
 
 def history(losses):
@@ -96,9 +98,20 @@ def test_text_curves_give_first_lowest_and_last():
     assert lines[1].split() == ["a", "train_loss", "3", "1", "2", "█▁▅"]
 
 
-def test_text_curves_of_a_long_run_fit_80_columns():
-    text = text_curves({"runs/digits": history(np.linspace(1, 0, 1000))}, ["loss"])
-    assert max(map(len, text.splitlines())) <= 80
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_text_curves_of_a_long_run_fit_the_terminal(width):
+    text = text_curves({"runs/digits": history(np.linspace(1, 0, 1000))}, ["loss"], width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "lowest" in text
+
+
+def test_text_curves_have_the_axis_of_the_picture():
+    """Logarithmic where it is there, and one axis for all curves of a monitor."""
+    runs = {"a": history([100.0, 10.0, 1.0]), "b": history([10.0, 10.0, 10.0])}
+    lines = text_curves(runs, ["loss"]).splitlines()
+    assert lines[1].split()[-1] == "█▄▁" or lines[1].split()[-1] == "█▅▁"
+    assert len(set(lines[3].split()[-1])) == 1
+    assert lines[3].split()[-1][0] == lines[1].split()[-1][1]
 
 
 def test_text_curves_of_nothing():

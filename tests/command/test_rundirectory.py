@@ -8,7 +8,6 @@ import pytest
 from downhill_rms.command.rundirectory import (
     RunDirectory,
     RunDirectoryError,
-    compare,
     default_path,
     seconds_per_update,
 )
@@ -96,24 +95,12 @@ def test_another_format_is_refused(tmp_path):
         directory.read_config()
 
 
-def test_runs_are_compared_by_their_best(tmp_path):
-    runs = [
-        make_run(tmp_path / "a", (3.0, 2.0)),
-        make_run(tmp_path / "b", (math.nan,)),
-        make_run(tmp_path / "c", (0.5, 4.0), hyperparameters={"momentum": 0.5}),
-    ]
-    rows = compare(runs)
-    assert [row["run"].rpartition("/")[2] for row in rows] == ["c", "a", "b"]
-    assert [row["momentum"] for row in rows] == ["0.5", "0.9", "0.9"]
-    assert "decay" not in rows[0]
-
-
 def test_the_best_is_that_of_the_last_run(tmp_path):
     """A trainer's second run begins with a new best, which may be a worse one."""
     directory = make_run(tmp_path / "run")
     records = [record(1, 1.0, best=True), record(2, 5.0, best=True), record(3, 6.0)]
     directory.finish(History(records), {})
-    assert directory.best_loss() == 5.0
+    assert directory.results()["best valid loss"] == "5"
 
 
 def test_time_per_update_leaves_the_first_epoch_out():
