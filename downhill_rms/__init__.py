@@ -11,6 +11,7 @@ from importlib.util import spec_from_loader
 from types import ModuleType
 from typing import Any
 
+from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.problem import Problem
 from downhill_rms.rule import Hyperparameters, Update, preset
@@ -143,8 +144,12 @@ def minimize(
         A real floating-point scalar.
     train, valid : Dataset or whatever it accepts
         The data.
-    params, inputs, updates, monitors, monitor_gradients, monitor_updates, mode
+    params, inputs, updates, monitors, monitor_gradients, monitor_updates
         As for `Trainer`.
+    mode : str or Mode, optional
+        As for `Trainer`. By default the run begins at once, uncompiled (``"tiered"``), unless it
+        is one to be repeated bit for bit: with a ``seed``, a `Dataset` or a ``checkpoint`` it is
+        compiled first. So it is where PyTensor is set to another mode than its own default.
     algo : str
         ``"rmsprop"``, as in `build`.
     batch_size : int, optional
@@ -171,6 +176,8 @@ def minimize(
     >>> abs(float(w.get_value()) - 1) < 0.05
     True
     """
+    if mode is None:
+        mode = _mode_of_one_call(train, seed, options.get("checkpoint"))
     keywords = {"monitor_updates": monitor_updates, "mode": mode}
     trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, **keywords)
     train = as_dataset(train, "train", batch_size, train_batches, seed)
@@ -178,3 +185,9 @@ def minimize(
         own = isinstance(valid, Dataset)
         valid = as_dataset(valid, "valid", None if own else batch_size, valid_batches)
     return trainer.minimize(train, valid, **options)
+
+
+def _mode_of_one_call(train: Any, seed: int | None, checkpoint: Checkpoint | None) -> str | None:
+    """Tiered, except for a run that is to be repeated: the two forms differ in the last bits."""
+    repeated = seed is not None or isinstance(train, Dataset) or checkpoint is not None
+    return None if repeated else default_mode()

@@ -26,10 +26,10 @@ from downhill_rms.command.console import (
     text_curves,
 )
 from downhill_rms.command.demos import DEMOS, run_demo
-from downhill_rms.command.experiment import Request, default_mode, draw
+from downhill_rms.command.experiment import Request, draw
 from downhill_rms.command.experiment import train as train_problem
 from downhill_rms.command.rundirectory import RunDirectory, default_path
-from downhill_rms.compiling import ALONE_SECONDS, compile_alone
+from downhill_rms.compiling import ALONE_SECONDS, compile_alone, default_mode
 from downhill_rms.problem import load_problem, problem_name
 from downhill_rms.training import StopReason
 from downhill_rms.watching.plots import learning_curves

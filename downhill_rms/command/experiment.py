@@ -11,10 +11,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pytensor
-
 from downhill_rms.command.rundirectory import RunDirectory
-from downhill_rms.compiling import TIERED
+from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.data.datafiles import read_data
 from downhill_rms.problem import MONITORING, Problem
@@ -141,11 +139,6 @@ class Request:
         if not self.valid and problem.valid is not None:
             log.warning("the problem's own validation data are used: --valid FILE gives others")
         return replace(problem, **data)
-
-
-def default_mode() -> str | None:
-    """Tiered, unless PyTensor is set to a mode of the user's own."""
-    return TIERED if pytensor.config.mode == "Mode" else None
 
 
 def make_trainer(problem: Problem, mode: str | None = None, **monitoring: bool) -> Trainer:

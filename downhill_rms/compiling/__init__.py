@@ -9,7 +9,7 @@ from downhill_rms.compiling.background import ALONE_SECONDS, compile_alone
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
 from downhill_rms.compiling.rehearsal import evaluator, rehearse
-from downhill_rms.compiling.rewrites import TIERED, pytensor_mode
+from downhill_rms.compiling.rewrites import TIERED, default_mode, pytensor_mode
 from downhill_rms.compiling.stacked import check_stackable, stack_steps
 from downhill_rms.compiling.tiered import TieredFunction
 from downhill_rms.compiling.uncompiled import UncompiledFunction
@@ -23,6 +23,7 @@ __all__ = [
     "check_mode",
     "check_stackable",
     "compile_alone",
+    "default_mode",
     "evaluator",
     "findings",
     "pytensor_mode",

@@ -14,12 +14,14 @@ rewrites for stability, and replace one operation by another that computes the s
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytensor
 import pytensor.scalar as ps
 from pytensor.compile.mode import NUMBA, Mode, get_mode
 from pytensor.graph.basic import Apply
@@ -59,6 +61,14 @@ def training_mode(mode: Any) -> Any:
     if mode is None and isinstance(get_mode(None).linker, NumbaLinker):
         return _rewritten(get_mode(None))
     return mode
+
+
+def default_mode() -> str | None:
+    """What begins at once: tiered, unless PyTensor is set to a mode of the user's own."""
+    if getattr(sys, "frozen", False):  # a child would be this program again, and no Python
+        return None
+    unchanged = pytensor.config.mode == "Mode" and isinstance(get_mode(None).linker, NumbaLinker)
+    return TIERED if unchanged else None
 
 
 def pytensor_mode(mode: Any) -> Any:

@@ -47,6 +47,13 @@ class Progress:
         """Leave the line as it is, and go to the next."""
 
 
+class Lines(Progress):
+    """Shows what takes long, a line for each."""
+
+    def say(self, text: str) -> None:  # noqa: D102
+        print(text, file=sys.stderr, flush=True)
+
+
 class Bar(Progress):
     """A bar of tqdm's: epoch, updates per second, time left, losses.
 
@@ -133,6 +140,8 @@ def _fitting(texts: Sequence[str], room: int) -> Iterator[str]:
 def open_progress(wanted: bool | None, total: int | None, epochs: int | None) -> Progress:
     """A bar where somebody looks, in a terminal or a notebook; else nothing.
 
+    In a terminal without tqdm there are lines for what takes long.
+
     Parameters
     ----------
     wanted : bool or None
@@ -149,7 +158,10 @@ def open_progress(wanted: bool | None, total: int | None, epochs: int | None) ->
     ImportError
         If a bar is asked for and tqdm is not installed.
     """
-    return Bar(total, epochs) if _is_shown(wanted) else Progress()
+    if _is_shown(wanted):
+        return Bar(total, epochs)
+    unseen = wanted is None and sys.stderr.isatty() and not log.isEnabledFor(logging.INFO)
+    return Lines() if unseen else Progress()
 
 
 def watched(items: Iterable[T], wanted: bool | None, total: int | None) -> Iterable[T]:

@@ -24,7 +24,7 @@ from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 
 import downhill_rms as dr
-from downhill_rms.compiling import background, tiered
+from downhill_rms.compiling import background, default_mode, tiered
 from downhill_rms.compiling.compiled import check_mode
 from downhill_rms.compiling.machine import usable_cores
 from downhill_rms.compiling.tiered import TieredFunction
@@ -459,6 +459,47 @@ def test_a_debug_log_does_not_mind_the_mode(quick, caplog):
     trainer.minimize(np.zeros(3), max_epochs=1)
     trainer.steps.settle()
     assert trainer.stop_reason is dr.StopReason.MAX_EPOCHS
+
+
+@pytest.fixture
+def default_backend():
+    """PyTensor as it is where nobody has set a mode."""
+    with pytensor.config.change_flags(mode="Mode"):
+        yield
+
+
+def line_loss():
+    x, p = pt.vector("x"), pytensor.shared(1.0, name="p")
+    return ((x - p) ** 2).mean()
+
+
+def test_one_call_begins_at_once(quick, default_backend, caplog):
+    caplog.set_level(logging.INFO, "downhill_rms")
+    dr.minimize(line_loss(), [np.ones(8)], max_epochs=1)
+    assert "the RMSProp update runs uncompiled while a child process compiles it" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "given",
+    [([np.ones(8)], 0, None), (dr.Dataset([np.ones(8)]), None, None), (None, None, object())],
+    ids=["seed", "Dataset", "checkpoint"],
+)
+def test_one_call_that_is_to_be_repeated_is_compiled_first(given, default_backend):
+    assert dr._mode_of_one_call(*given) is None
+    assert dr._mode_of_one_call([np.ones(8)], None, None) == "tiered"
+
+
+def test_a_program_that_is_its_own_python_starts_no_children(default_backend, monkeypatch):
+    assert default_mode() == "tiered"
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    assert default_mode() is None
+
+
+def test_one_call_has_a_mode_of_the_users_own(quick, caplog):
+    caplog.set_level(logging.INFO, "downhill_rms")
+    dr.minimize(line_loss(), [np.ones(8)], max_epochs=1)  # all tests have set one
+    assert "compiling the RMSProp update" in caplog.text
+    assert "child" not in caplog.text
 
 
 def test_the_mode_has_a_name():

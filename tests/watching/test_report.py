@@ -190,6 +190,15 @@ def test_without_tqdm_a_wanted_bar_says_what_to_install(terminal, monkeypatch):
         open_progress(True, None, None)
 
 
+def test_without_tqdm_a_line_says_what_takes_long(terminal, mode, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    make(mode).minimize(DATA, max_epochs=3)
+    assert [line.split(" (")[0] for line in terminal.lines] == [
+        "compiling the evaluation",
+        "compiling the RMSProp update",
+    ]
+
+
 def test_nothing_is_drawn_twice_within_a_tenth_of_a_second(terminal):
     bar = Bar(10, None)
     assert bar.due()
