@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from os.path import realpath
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from downhill_rms.data import Dataset, as_dataset, by_input, conform
-from downhill_rms.rule import Hyperparameters, Update, read_graph
+from downhill_rms.rule import Hyperparameters, Update, read_graph, warn
 from downhill_rms.saving import Checkpoint, read_checkpoint, read_state, write_state
 from downhill_rms.training import (
     Best,
@@ -102,6 +103,9 @@ class Trainer:
         self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
         self.parameters, self.state = self.steps.parameters, self.steps.state
         self.loop = Loop(self.steps)
+
+    def __repr__(self) -> str:
+        return f"Trainer({self.graph})"
 
     def _repr_html_(self) -> str:
         """A notebook shows what is trained and what is fed, and how far training has come."""
@@ -307,7 +311,8 @@ class Trainer:
             Epochs from one validation to the next (10). There is one before the first update
             too, and one on the final parameters.
         patience : float
-            Validations in a row without improvement that are borne (5).
+            Validations in a row without improvement that are borne (5). Those of a random loss
+            without data are single draws of it; a warning says so.
         min_improvement : float
             Relative improvement of what is judged that counts.
         monitor : str
@@ -371,6 +376,12 @@ class Trainer:
             raise ValueError(
                 f"A loss with inputs needs data: train is None for {len(specs)} inputs "
                 f"({', '.join(map(str, specs))}). Give train=."
+            )
+        if train is None and valid is None and math.isfinite(patience) and self.graph.is_random:
+            warn(
+                "The loss is random and has no data: patience and the best parameters are judged "
+                "by a single draw of it at each validation, and end a run by chance. Give "
+                "patience=math.inf with max_epochs= or max_updates=, and restore_best=False."
             )
         if monitor not in self.steps.names:
             raise ValueError(

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytensor.scalar as ps
 from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.basic import Constant
 from pytensor.graph.traversal import toposort
 from pytensor.tensor.elemwise import Elemwise
+from pytensor.tensor.math import Sum
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import check_mode, findings, pytensor_mode
@@ -25,11 +27,13 @@ from downhill_rms.rule import (
     State,
     describe,
     differentiate,
+    is_graves,
     label,
     needed_kinds,
     read_graph,
     rmsprop_updates,
     variables_in_order,
+    warn_of_suspects,
     without_dimensions,
 )
 from downhill_rms.training import Inspection
@@ -150,6 +154,7 @@ def check(
             *(problem.loss, problem.params, problem.inputs, problem.updates),
             list(monitors.values()),
         )
+        sections["what is trained and fed"] = textwrap.wrap(str(graph), 78)
         if batch_size is None:
             batch_size = problem.options.get("batch_size")
         with faults.collected():
@@ -163,9 +168,39 @@ def check(
 def _check_rule(graph: LossGraph, hyperparameters: Hyperparameters, faults: Faults) -> None:
     """Build what an update needs but for the accumulators, which may be large."""
     with faults.collected():
-        differentiate(graph.loss, graph.params)
+        warn_of_suspects(graph, differentiate(graph.loss, graph.params))
+    if is_graves(hyperparameters) and _averages_everything(graph.loss):
+        faults.add(
+            f"rms_regularizer={hyperparameters.rms_regularizer} is that of preset graves, made for "
+            "a loss that is summed over time: this one is a mean over all that it is computed "
+            "from. If samples are sequences, sum over time and average over samples."
+        )
     with faults.collected():
         rmsprop_updates([], [], hyperparameters, State(graph.params, graph.param_names))
+
+
+def _averages_everything(loss: Any) -> bool:
+    """Whether a term of a loss is a mean over more than sums that were made before."""
+    terms = [loss]
+    while terms:
+        node = terms.pop().owner
+        if node is None or not isinstance(node.op, Elemwise):
+            continue
+        if isinstance(node.op.scalar_op, ps.Add | ps.Sub | ps.Neg | ps.Mul):
+            terms += node.inputs
+        elif isinstance(node.op.scalar_op, ps.TrueDiv):
+            total = node.inputs[0].owner
+            if total is not None and isinstance(total.op, Sum):
+                return not _is_sum(total.inputs[0])
+    return False
+
+
+def _is_sum(variable: Any) -> bool:
+    """Whether it is a sum along an axis, or an elementwise function of one."""
+    node = variable.owner
+    while node is not None and isinstance(node.op, Elemwise) and len(node.inputs) == 1:
+        node = node.inputs[0].owner
+    return node is not None and isinstance(node.op, Sum)
 
 
 def _data_sections(

@@ -9,7 +9,15 @@ from downhill_rms.data.dataset import BoundDataset, Dataset, as_dataset
 from downhill_rms.data.generators import generator_state, set_generator_state
 from downhill_rms.data.sampler import order_faults
 from downhill_rms.data.scan import first_infinite, parts
-from downhill_rms.data.sources import ArraySource, Batch, InputSpec, Selection, by_input, conform
+from downhill_rms.data.sources import (
+    ArraySource,
+    Batch,
+    Inputs,
+    InputSpec,
+    Selection,
+    by_input,
+    conform,
+)
 
 __all__ = [
     "ArraySource",
@@ -17,6 +25,7 @@ __all__ = [
     "BoundDataset",
     "Dataset",
     "InputSpec",
+    "Inputs",
     "Selection",
     "as_dataset",
     "by_input",

@@ -104,10 +104,12 @@ class Dataset:
         self.axis, self.prefetch = axis, prefetch
         self.source = open_source(inputs, axis)
         self.sampler: Sampler | None = None
+        self._by_hand: Sampler | None = None
         if isinstance(self.source, ArraySource):
             rng = np.random.default_rng(rng)
             self.sampler = Sampler(self.source.n_samples, batch_size, iteration_size, shuffle, rng)
             self.iteration_size: int | None = self.sampler.n_batches
+            self._by_hand = copy.deepcopy(self.sampler)
         else:
             self.iteration_size = iteration_size or _own_length(inputs)
             if self.iteration_size == 0:
@@ -139,14 +141,16 @@ class Dataset:
         return self.iteration_size
 
     def __iter__(self) -> Iterator[Batch]:
-        """One epoch from its start, as lists of arrays of their own dtypes.
+        """One epoch, as lists of arrays of their own dtypes.
 
-        Iterators know their own place, and leave that of training where it is.
+        Each begins where an epoch of the one before ends, and has an order of its own: that of
+        training stays where it is.
         """
         bound = self.bind(None)
-        if self.sampler is not None:
-            bound.sampler = copy.copy(self.sampler)
-            bound.sampler.restart()
+        if self._by_hand is not None:
+            bound.sampler = copy.deepcopy(self._by_hand)
+            for _ in self._by_hand.epoch():
+                pass
         return (batch for batch, _ in bound.epoch())
 
     def bind(self, specs: Sequence[InputSpec] | None) -> BoundDataset:
@@ -204,6 +208,12 @@ class BoundDataset:
         self.iteration_size = dataset.iteration_size
         # Given what is read as it comes, batch by batch: its number, and the samples if known.
         self.look: Callable[[Batch, int, Selection | None], Any] | None = None
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of the arrays; none for ready batches."""
+        columns = self.source.columns if isinstance(self.source, ArraySource) else []
+        return [column.shape for column in columns]
 
     @property
     def n_samples(self) -> int | None:
@@ -295,13 +305,17 @@ class BoundDataset:
                 return
 
     def _count_samples(self, batch: Batch) -> int:
-        if not batch or batch[0].ndim <= self.axis:
+        arrays = [array for array in batch if array.ndim > self.axis]
+        if not arrays:
             return 1
-        samples = int(batch[0].shape[self.axis])
+        # Behind other axes, time for example, samples are counted by what has them all: beside
+        # (time, samples, features) there may be labels of (samples, classes).
+        whole = max(arrays, key=lambda array: array.ndim) if self.axis else arrays[0]
+        samples = int(whole.shape[self.axis])
         if samples == 0:
             raise ValueError(
                 f"A batch holds at least one sample: {self.name} gave one of shape "
-                f"{batch[0].shape}. Leave empty batches out."
+                f"{whole.shape}. Leave empty batches out."
             )
         return samples
 

@@ -7,7 +7,7 @@ writable and of exactly the inputs' dtypes, since every other layout makes Numba
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,37 @@ class InputSpec:
     def __str__(self) -> str:
         name = repr(self.name) if self.name else "an unnamed input"
         return f"{name} ({self.ndim}-dimensional {self.dtype})"
+
+
+class Inputs(list[InputSpec]):
+    """What inputs accept, in their order.
+
+    Parameters
+    ----------
+    variables : iterable of Variable
+        The symbolic inputs.
+    doubt : callable, optional
+        Given a text, once, when data come by position although inputs could be exchanged. Left
+        out where the user has said the order.
+    """
+
+    def __init__(self, variables: Iterable[Any], doubt: Callable[[str], Any] | None = None) -> None:
+        super().__init__(InputSpec.of(variable) for variable in variables)
+        self._doubt = doubt
+
+    def taken_by_position(self) -> None:
+        """Doubt the order, unless there is one way alone to feed these inputs."""
+        doubt, self._doubt = self._doubt, None
+        kinds = [(spec.ndim, np.dtype(spec.dtype).kind) for spec in self]
+        alike = [str(s) for s, kind in zip(self, kinds, strict=True) if kinds.count(kind) > 1]
+        if doubt is None or not alike:
+            return
+        order = ", ".join(spec.name or "an unnamed input" for spec in self)
+        doubt(
+            f"Data come by position, and {' and '.join(alike)} could be exchanged. They are fed in "
+            f"the order of first use in the graph: {order}. Say the order with inputs=[...], or "
+            "give the data by name, in a dict."
+        )
 
 
 def conform(value: Any, spec: InputSpec | None) -> Any:
@@ -162,6 +193,8 @@ def by_input(batch: Any, specs: Sequence[InputSpec] | None) -> list[Any]:
     if isinstance(batch, Mapping):
         return list(batch.values()) if specs is None else _by_name(batch, specs)
     values = list(batch) if isinstance(batch, tuple | list) else [batch]
+    if isinstance(specs, Inputs):
+        specs.taken_by_position()
     if specs is not None and len(values) != len(specs):
         raise ValueError(
             f"A batch holds one array for each input: received {len(values)} for {len(specs)} "

@@ -16,11 +16,18 @@ from downhill_rms.rule.graph import (
 )
 from downhill_rms.rule.hyperparameters import Hyperparameters
 from downhill_rms.rule.keywords import refuse_unknown
-from downhill_rms.rule.presets import preset
+from downhill_rms.rule.presets import is_graves, preset
 from downhill_rms.rule.rmsprop import KINDS, STARTED, State, needed_kinds, rmsprop_updates
 from downhill_rms.rule.schedules import Schedule, parse_schedule
+from downhill_rms.rule.suspects import warn_of_data, warn_of_suspects
 from downhill_rms.rule.telemetry import telemetry_names, update_telemetry
-from downhill_rms.rule.traversal import describe, label, variables_in_order, without_dimensions
+from downhill_rms.rule.traversal import (
+    describe,
+    label,
+    variables_in_order,
+    warn,
+    without_dimensions,
+)
 
 __all__ = [
     "KINDS",
@@ -36,6 +43,7 @@ __all__ = [
     "conflict_at",
     "describe",
     "differentiate",
+    "is_graves",
     "label",
     "needed_kinds",
     "parse_schedule",
@@ -48,6 +56,9 @@ __all__ = [
     "telemetry_names",
     "update_telemetry",
     "variables_in_order",
+    "warn",
+    "warn_of_data",
     "warn_of_outer_broadcast",
+    "warn_of_suspects",
     "without_dimensions",
 ]

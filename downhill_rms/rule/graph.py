@@ -46,6 +46,8 @@ class LossGraph:
         What an evaluation assigns: the next states of the generators it uses, and nothing else.
     assigned_names : tuple of str
         One unique name for each variable in `assigned`.
+    params_said, inputs_said : bool
+        Whether the caller named them, so that nothing about them is a guess.
     """
 
     loss: Any
@@ -60,6 +62,22 @@ class LossGraph:
     def assigned(self) -> tuple[Any, ...]:
         """The variables that ``updates`` assigns, random generators left out."""
         return _assigned(self.updates)
+
+    params_said: bool = True
+    inputs_said: bool = True
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the loss draws random numbers."""
+        return any(isinstance(v.type, RandomType) for v in variables_in_order([self.loss]))
+
+    def __str__(self) -> str:
+        """What is trained and what is fed, in a line."""
+        shapes = (param.get_value(borrow=True).shape for param in self.params)
+        named = zip(self.param_names, shapes, strict=True)
+        trained = ", ".join(f"{name} {shape}" for name, shape in named)
+        fed = ", ".join(variable.name or "unnamed" for variable in self.inputs)
+        return f"parameters {trained}; inputs {fed or 'none'}"
 
 
 def read_graph(
@@ -103,6 +121,7 @@ def read_graph(
         a column minus a row where a column minus a column was likely meant.
     """
     check_loss(loss)
+    said = (params is not None, inputs is not None)
     outputs = [loss, *monitored]
     pairs, used = _further_updates(outputs, _read_updates(updates))
     assigned = {variable for variable, _ in pairs}
@@ -124,7 +143,8 @@ def read_graph(
     return LossGraph(
         *(loss, tuple(inputs), tuple(params), unique_names(params)),
         *(tuple(pairs), tuple(_of_evaluation(pairs, outputs))),
-        assigned_names=unique_names(variables, "Assigned variables", "assigned"),
+        unique_names(variables, "Assigned variables", "assigned"),
+        *said,
     )
 
 

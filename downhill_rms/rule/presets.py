@@ -61,10 +61,21 @@ def _refuse_schedule(library: str, argument: str, value: Any) -> None:
 def graves(
     learning_rate: float = 1e-4, decay: float = 0.95, momentum: float = 0.9, epsilon: float = 1e-4
 ) -> Hyperparameters:
-    """A. Graves, arXiv:1308.0850 (2013), eq. 38-45."""
+    """A. Graves, arXiv:1308.0850 (2013), eq. 38-45.
+
+    ``epsilon`` is added to squared gradients of a loss that is summed over the steps of a
+    sequence, as in eq. 6 and 15. Of a loss that is averaged over time they are as many times
+    smaller as the square of the length, and 1e-4 then holds most updates down: sum over time, and
+    average over sequences alone.
+    """
     return Hyperparameters(
         learning_rate=learning_rate, decay=decay, momentum=momentum, rms_regularizer=epsilon
     )
+
+
+def is_graves(hyperparameters: Hyperparameters) -> bool:
+    """Whether hyperparameters are those of `graves`, the learning rate apart."""
+    return hyperparameters.replace(learning_rate=graves().learning_rate) == graves()
 
 
 def downhill(

@@ -22,7 +22,7 @@ from downhill_rms.data import (
     Batch,
     BoundDataset,
     Dataset,
-    InputSpec,
+    Inputs,
     Selection,
     first_infinite,
     parts,
@@ -35,6 +35,8 @@ from downhill_rms.rule import (
     label,
     read_bounds,
     variables_in_order,
+    warn,
+    warn_of_data,
     warn_of_outer_broadcast,
     without_dimensions,
 )
@@ -60,6 +62,8 @@ class Inspection:
         The parameters by name.
     gradients : sequence of Variable
         Those of the loss.
+    graph : LossGraph, optional
+        What the data are compared with where parameters or the order of inputs were guessed.
     """
 
     def __init__(
@@ -68,9 +72,12 @@ class Inspection:
         outputs: Sequence[Any],
         params: Mapping[str, Any],
         gradients: Sequence[Any] = (),
+        graph: LossGraph | None = None,
     ) -> None:
         self.inputs, self.outputs = list(inputs), list(outputs)
-        self.specs = [InputSpec.of(variable) for variable in inputs]
+        doubtful = graph is not None and not graph.inputs_said
+        self.specs = Inputs(inputs, warn if doubtful else None)
+        self._unseen = graph  # until training data have shown how many rows data have
         self.gradients = list(gradients)
         variables = variables_in_order(self.outputs)
         self.shared = [v for v in variables if isinstance(v, SharedVariable)]
@@ -87,7 +94,7 @@ class Inspection:
         """That of training: of the loss and the monitors, and what else a step assigns."""
         assigned = [new for v, new in graph.updates if not isinstance(v.type, RandomType)]
         params = dict(zip(graph.param_names, graph.params, strict=True))
-        return cls(graph.inputs, [*outputs, *assigned], params, gradients)
+        return cls(graph.inputs, [*outputs, *assigned], params, gradients, graph)
 
     def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands.
@@ -109,6 +116,9 @@ class Inspection:
             If they do not fit the graph, or are not finite.
         """
         data = dataset.bind(self.specs)
+        if train and self._unseen is not None:
+            graph, self._unseen = self._unseen, None
+            warn_of_data(graph, data.n_samples, data.shapes)
         if self.inputs:
             self._look_at(data, train, finite)
         return data

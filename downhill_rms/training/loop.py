@@ -171,6 +171,7 @@ class Loop:
             run.restore_order(pending)
         self.on_begin()
         self.best, self.pending = None, {}
+        log.info("%s", self.steps.graph)
         self._validate(run)
         log.info("before training: valid %s", format_values(run.latest))
         return None

@@ -20,7 +20,7 @@ from downhill_rms.compiling import (
     check_stackable,
     stack_steps,
 )
-from downhill_rms.data import Batch, BoundDataset, Dataset, InputSpec, generator_state
+from downhill_rms.data import Batch, BoundDataset, Dataset, generator_state
 from downhill_rms.rule import (
     Hyperparameters,
     LossGraph,
@@ -32,6 +32,7 @@ from downhill_rms.rule import (
     rmsprop_updates,
     telemetry_names,
     update_telemetry,
+    warn_of_suspects,
 )
 from downhill_rms.training.divergence import (
     Divergence,
@@ -96,6 +97,7 @@ class Steps:
         check_mode(mode)
         self.graph, self.mode = graph, mode
         self.gradients = gradients.differentiate(graph.loss, graph.params)
+        warn_of_suspects(graph, self.gradients)
         if monitor_gradients:
             named = zip(graph.param_names, self.gradients, strict=True)
             norms = [(f"grad({name})", gradients.norm([g])) for name, g in named]
@@ -105,7 +107,6 @@ class Steps:
         telemetry = telemetry_names(graph.param_names) if monitor_updates else []
         self.update_names = [*self.names, *telemetry]
         self.outputs = [graph.loss, *monitors.values()]
-        self.specs = [InputSpec.of(variable) for variable in graph.inputs]
         self.parameters = Parameters(graph.params, graph.param_names)
         self.assigned = NamedVariables(graph.assigned, graph.assigned_names)
         # One that begins infinite, as a running minimum does, is meant so.
@@ -124,6 +125,7 @@ class Steps:
         self._predictions: dict[Any, tuple[CompiledFunction, Inspection]] = {}  # by outputs
         self._schedules: dict[Any, Any] = {}  # functions of the update count
         self.inspection = Inspection.of_graph(graph, self.outputs, self.gradients)
+        self.specs = self.inspection.specs
         self._look = BatchInspection(self.inspection, "the batch")
 
     def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:

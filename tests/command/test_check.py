@@ -5,7 +5,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 
-from downhill_rms import Dataset, Hyperparameters
+from downhill_rms import Dataset, Hyperparameters, preset
 from downhill_rms.command.check import check
 from downhill_rms.problem import Problem
 
@@ -311,3 +311,26 @@ def test_the_tiered_mode_is_judged_as_numba():
     tiered, numba = (check(problem, Hyperparameters(), mode=m) for m in ("tiered", "NUMBA"))
     assert tiered.trainable
     assert tiered.machine == numba.machine
+
+
+def sequence_loss(reduce):
+    x, w = pt.tensor3("x"), pytensor.shared(np.zeros(2), name="w")
+    return reduce(pt.sqr(x @ w - 1)) + 0.1 * pt.sqr(w).sum()
+
+
+@pytest.mark.parametrize(
+    ("reduce", "rule", "pointed_out"),
+    [
+        (lambda e: e.mean(), preset("graves", learning_rate=1e-3), True),
+        (lambda e: -(-e).mean(), preset("graves"), True),
+        (lambda e: e.sum(axis=0).mean(), preset("graves"), False),
+        (lambda e: (-e.sum(axis=0)).mean(), preset("graves"), False),
+        (lambda e: e.sum(), preset("graves"), False),
+        (lambda e: e.mean(), preset("downhill"), False),
+    ],
+)
+def test_graves_regularizer_with_a_mean_over_time_is_pointed_out(reduce, rule, pointed_out):
+    problem = Problem(loss=sequence_loss(reduce), train=[np.ones((5, 4, 2))])
+    report = check(problem, rule)
+    assert any("summed over time" in text for text in report.problems) == pointed_out
+    assert report.trainable

@@ -223,6 +223,17 @@ def test_weights_of_batches(axis, expected):
     assert counts(Dataset(lambda: next(calls), axis=axis, iteration_size=3)) == expected
 
 
+@pytest.mark.parametrize(
+    "labels", [lambda n: np.zeros(n), lambda n: np.zeros((n, 5)), lambda n: np.zeros((9, n))]
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_time_major_batches_are_weighted_by_their_samples(labels, first):
+    sizes = [4, 2]
+    batches = [[labels(n), np.zeros((9, n, 3))] for n in sizes]
+    data = [batch if first else batch[::-1] for batch in batches]
+    assert counts(Dataset(data, axis=1)) == sizes
+
+
 def test_weights_of_batches_without_a_sample_axis():
     assert counts(Dataset([[np.array(1.0)], [np.array(2.0)]])) == [1, 1]
     assert counts(Dataset([[], []])) == [1, 1]
@@ -397,3 +408,28 @@ class Nothing(Iterable):
 def test_an_iterable_that_yields_nothing_is_refused(iteration_size):
     with pytest.raises(ValueError, match="at least one batch: valid gave none"):
         list(Dataset(Nothing(), "valid", iteration_size=iteration_size))
+
+
+@pytest.mark.parametrize("shuffle", ["samples", "batches", None])
+def test_epochs_by_hand_go_on_where_the_last_ended(shuffle):
+    """Restarting from the front would never show the second half of each pass."""
+    data = Dataset(np.arange(12), batch_size=2, iteration_size=3, shuffle=shuffle, rng=0)
+    passes = [np.concatenate([b for (b,) in [*data, *data]]) for _ in range(3)]
+    for seen in passes:
+        assert sorted(seen) == list(range(12))
+    if shuffle:
+        assert len({tuple(seen) for seen in passes}) == 3
+
+
+def test_a_look_by_hand_leaves_the_order_of_training():
+    def orders(look):
+        data = Dataset(np.arange(12), batch_size=2, rng=0)
+        bound = data.bind(None)
+        seen = []
+        for _ in range(3):
+            if look:
+                next(iter(data))
+            seen += [batch[0].tolist() for batch, _ in bound.epoch()]
+        return seen
+
+    assert orders(True) == orders(False)

@@ -1,5 +1,6 @@
 """Random generators wherever they stand: each draw of each call has new numbers."""
 
+import math
 import warnings
 
 import numpy as np
@@ -295,6 +296,19 @@ def test_inputs_of_default_updates_are_inputs():
     assert [v.name for v in read_graph(shared(1.0, "w") * mean).inputs] == ["x"]
 
 
+def test_patience_says_that_it_judges_single_draws(mode):
+    _, noise = pt.random.normal(rng=shared_generator(), return_next_rng=True)
+    trainer = noisy_trainer(noise, mode)
+    with pytest.warns(UserWarning, match="judged by a single draw .* patience=math.inf") as caught:
+        trainer.minimize(max_epochs=2)
+    assert caught[0].filename == __file__
+    trainer.minimize(max_epochs=2, patience=math.inf)
+
+
+def test_a_loss_without_noise_does_not_warn(mode):
+    Trainer(pt.sqr(shared(1.0, "w")), mode=mode).minimize(max_epochs=2)
+
+
 def test_minibatches_of_pymc(mode):
     pm = pytest.importorskip("pymc")
     rows = np.arange(20.0).reshape(10, 2)
@@ -304,7 +318,7 @@ def test_minibatches_of_pymc(mode):
     seen = [trainer.step(learning_rate=0.01)["sum"] for _ in range(8)]
     assert len(set(seen)) > 4
     assert set(np.round(np.diff(seen))) <= set(4.0 * np.arange(-27, 28))
-    trainer.minimize(max_updates=400, validate_every=400, restore_best=False, learning_rate=0.01)
+    trainer.minimize(max_updates=400, patience=math.inf, restore_best=False, learning_rate=0.01)
     np.testing.assert_allclose(w.get_value(), 1, atol=0.05)
 
 
