@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import scipy.sparse
@@ -23,7 +22,7 @@ def parts(source: ArraySource) -> Iterator[slice]:
 
 def first_infinite(column: Column) -> tuple[tuple[int, ...], float] | None:
     """Place and value of the first entry that is NaN or infinite; None if there is none."""
-    array: Any = column.matrix if hasattr(column, "matrix") else column.array
+    array = column.values
     if scipy.sparse.issparse(array):
         entries = array.tocoo()
         found = _first(entries.data)
@@ -55,5 +54,5 @@ def _first(part: np.ndarray) -> tuple[int, ...] | None:
 
 
 def _bytes(column: Column) -> int:
-    array: Any = column.matrix if hasattr(column, "matrix") else column.array
+    array = column.values
     return int(array.data.nbytes if scipy.sparse.issparse(array) else array.nbytes)

@@ -242,6 +242,11 @@ class ArrayColumn:
         if self.exact:
             self.array = conform(array, spec)
 
+    @property
+    def values(self) -> Any:
+        """All that it holds."""
+        return self.array
+
     def bind(self, spec: InputSpec) -> ArrayColumn:
         """The same data, checked and cast for an input."""
         return ArrayColumn(self.array, self.axis, spec)
@@ -265,6 +270,11 @@ class SlicedColumn:
     def __init__(self, array: Any, axis: int, spec: InputSpec | None = None) -> None:
         self.array, self.axis, self.spec = array, axis, spec
         self.shape = tuple(array.shape)
+
+    @property
+    def values(self) -> Any:
+        """All that it holds."""
+        return self.array
 
     def bind(self, spec: InputSpec) -> SlicedColumn:
         """The same data, checked and cast for an input."""
@@ -302,6 +312,11 @@ class SparseColumn:
         self.axis, self.spec = axis, spec
         self.matrix = matrix.tocsc() if axis else matrix.tocsr()
         self.shape = matrix.shape
+
+    @property
+    def values(self) -> Any:
+        """All that it holds."""
+        return self.matrix
 
     def bind(self, spec: InputSpec) -> SparseColumn:
         """The same data, checked and cast for an input."""

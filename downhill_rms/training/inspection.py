@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
@@ -85,6 +86,7 @@ class Inspection:
         self.names |= {v: f"parameter {name!r}" for name, v in params.items()}
         self.names |= {v: _input_name(v, i) for i, v in enumerate(inputs)}
         self._known: dict[Shapes, Demands] = {}
+        self._finite: WeakValueDictionary[int, Any] = WeakValueDictionary()  # by id
         self._warned = False
 
     @classmethod
@@ -251,8 +253,11 @@ class Inspection:
 
     def _look_for_infinite(self, data: BoundDataset, source: ArraySource, train: bool) -> None:
         for variable, column in zip(self.inputs, source.columns, strict=True):
+            if self._finite.get(id(column.values)) is column.values:
+                continue  # a user's loop may call minimize for each epoch
             found = first_infinite(column)
             if found is None:
+                self._finite[id(column.values)] = column.values
                 continue
             place, value = found
             row = place[data.axis]

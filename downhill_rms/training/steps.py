@@ -262,14 +262,22 @@ class Steps:
         if self.update_count == 0:
             outputs = self._first_update(self._update, batch)
         else:
-            outputs = self._run(self._update, batch)
+            try:
+                outputs = self._update(*batch)
+            except Exception as error:
+                self._explain(error, batch, self.updates_per_call > 1)
+                raise
         self.update_count += 1 if self.updates_per_call == 1 else len(outputs[0])
         return outputs
 
     def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
         first = batch if self.updates_per_call == 1 else self._of_stack(batch, 0)
         parameters, assigned = self.parameters.copy(), self.assigned.copy()
-        outputs = self._run(update, batch)
+        try:
+            outputs = update(*batch)
+        except Exception as error:
+            self._explain(error, batch, self.updates_per_call > 1)
+            raise
         loss = outputs[0] if self.updates_per_call == 1 else outputs[0][0]
         if not math.isfinite(float(loss)):
             self.put_back(parameters, assigned)
@@ -290,17 +298,17 @@ class Steps:
 
     def evaluate(self, batch: Batch) -> list[Any]:
         """The outputs, with the parameters as they are."""
-        return self._run(self._evaluation, batch)
-
-    def _run(self, function: CompiledFunction, batch: Batch) -> list[Any]:
         try:
-            return function(*batch)
+            return self._evaluation(*batch)
         except Exception as error:
-            stacked = function is self._update and self.updates_per_call > 1
-            count = len(batch[0]) if stacked else 0
-            for one in [self._of_stack(batch, i) for i in range(count)] or [batch]:
-                self.inspection.explain(one, error)
+            self._explain(error, batch)
             raise
+
+    def _explain(self, error: Exception, batch: Batch, stacked: bool = False) -> None:
+        """Raise what a backend raised in the user's words, where a batch is to blame."""
+        count = len(batch[0]) if stacked else 0
+        for one in [self._of_stack(batch, i) for i in range(count)] or [batch]:
+            self.inspection.explain(one, error)
 
     def refuse_infinite(self, loss: Any, batch: Batch, where: str) -> None:
         """Raise if a loss is not finite, with what it was computed from."""

@@ -398,6 +398,17 @@ class TestFinite:
         with pytest.raises(ValueError, match="row 5, column 0 of input 'x' is nan"):
             trainer.minimize([bad], max_epochs=1)
 
+    def test_an_array_is_looked_through_once(self, mode):
+        """What a user writes into it later is found by the loss, as in data read as they come."""
+        data = X.copy()
+        trainer = self.trainer(mode)
+        trainer.minimize([data], max_epochs=1)
+        data[:] = np.nan
+        with pytest.raises(ValueError, match="it is nan on batch 0 of the train data"):
+            trainer.minimize([data], max_epochs=1)
+        with pytest.raises(ValueError, match="row 0, column 0 of input 'x' is nan"):
+            trainer.minimize([data.copy()], max_epochs=1)
+
     @pytest.mark.parametrize("kind", ["csr", "csc"])
     def test_sparse_data(self, mode, kind):
         s = pytensor.sparse.csr_matrix("s", dtype="float64")
