@@ -245,13 +245,15 @@ class BoundDataset:
         batches = self._ready_batches(delivered)
         if together > 1:
             batches = _stack(batches, together, limit)
-        return read_ahead(batches, self.prefetch) if self.prefetch else batches
+        if self.prefetch:
+            batches = read_ahead(batches, self.prefetch)
+        return self._looked_at(batches, delivered, stacked=together > 1)
 
     def in_order(self) -> Iterator[tuple[Batch, int]]:
         """The same in the data's own order; the training order stays where it was."""
         if isinstance(self.source, ArraySource) and self.sampler is not None:
             return self._take(self.source, self.sampler.in_order())
-        return self._ready_batches()
+        return self._looked_at(self._ready_batches())
 
     def _take(
         self, source: ArraySource, selections: Iterable[Selection]
@@ -292,10 +294,7 @@ class BoundDataset:
             for batch in islice(self.source.batches(), left):
                 count += 1
                 if count > skip:
-                    samples = self._count_samples(batch)
-                    if self.look is not None:
-                        self.look(batch, count - 1, None)
-                    yield batch, samples
+                    yield batch, self._count_samples(batch)
             if count == before:
                 raise ValueError(
                     f"A data set holds at least one batch: {self.name} gave none. If it is an "
@@ -303,6 +302,17 @@ class BoundDataset:
                 )
             if self.iteration_size is None:
                 return
+
+    def _looked_at(
+        self, batches: Iterator[tuple[Batch, int]], number: int = 0, stacked: bool = False
+    ) -> Iterator[tuple[Batch, int]]:
+        """The same, seen by whoever looks before they are handed on, in the thread that asks."""
+        for batch, samples in batches:
+            if self.look is not None:
+                for one in zip(*batch, strict=True) if stacked else [batch]:
+                    self.look(list(one), number, None)
+                    number += 1
+            yield batch, samples
 
     def _count_samples(self, batch: Batch) -> int:
         arrays = [array for array in batch if array.ndim > self.axis]

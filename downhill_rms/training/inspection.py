@@ -138,6 +138,10 @@ class Inspection:
             batch, _ = next(iter(data.in_order()))
             self.refuse(batch, f"the first batch of the {data.name} data", demands)
         if not source.in_memory:
+            if demands.checks:  # a thread that reads ahead must not be the first to build them
+                batch, _ = next(iter(data.in_order()))
+                for check in demands.checks:
+                    check.fails(batch)
             data.look = BatchInspection(self, data.name, data.axis, rehearsed=True)
             return
         if demands.checks:
