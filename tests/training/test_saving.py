@@ -14,6 +14,7 @@ import pytest
 from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
 from downhill_rms.saving.statefile import CheckpointError, read_state
 from downhill_rms.watching import History
+from tests.reliability import full_disk
 from tests.training.test_resume import (
     DATA,
     OPTIONS,
@@ -364,6 +365,24 @@ def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, tmp_path):
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 of 3" in result.stdout
+
+
+def test_a_signal_in_every_phase():
+    """The short form of tests/reliability/phases.py."""
+    command = [sys.executable, "-m", "tests.reliability.phases", "--trials", "1"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("SIGKILL 1 of 1, SIGTERM 1 of 1, SIGINT 1 of 1") == 7
+
+
+def test_a_disk_that_is_full_at_each_save(tmp_path):
+    """A part of tests/reliability/full_disk.py, where mounting is allowed."""
+    try:
+        runs, faults = full_disk.run_at_each_save(tmp_path)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("needs the right to mount")
+    assert not faults
+    assert runs == 30
 
 
 # Faults found by reading
