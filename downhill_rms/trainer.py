@@ -579,7 +579,7 @@ class Trainer:
         Parameters
         ----------
         path : path
-            The file.
+            The file. A checkpoint's history lies beside it, in the journal that it names.
 
         Raises
         ------
