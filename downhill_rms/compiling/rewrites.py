@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
@@ -256,7 +256,7 @@ def _inline_composites() -> None:
     operation of our own in their place would be lost: PyTensor 3.3 makes new composites of them
     where it fuses a loop with a sum.
     """
-    from pytensor.link.numba.dispatch import vectorize_codegen
+    from pytensor.link.numba.dispatch import elemwise
     from pytensor.link.numba.dispatch.basic import (
         numba_funcify_and_cache_key,
         numba_njit,
@@ -264,8 +264,6 @@ def _inline_composites() -> None:
     )
 
     theirs = numba_funcify_and_cache_key.dispatch(ps.Composite)
-    # Before 3.3 PyTensor calls a function that calls the composite and stores its results.
-    stores_results = hasattr(vectorize_codegen, "store_core_outputs")
 
     @register_funcify_and_cache_key(ps.Composite)  # type: ignore[untyped-decorator]
     def funcify_composite(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
@@ -276,20 +274,21 @@ def _inline_composites() -> None:
             op.fgraph, squeeze_output=True, fgraph_name="numba_composite", **kwargs
         )
         function = numba_njit(function.py_func, forceinline=True)
-        if stores_results:
-            function = numba_njit(_storing(function, op.nin, op.nout), forceinline=True)
-            function.handles_out = True
+        function.belongs_in_loop = True
         return function, key and f"inlined_{key}"
 
+    if not hasattr(elemwise, "store_core_outputs"):
+        return
 
-def _storing(function: Any, n_inputs: int, n_outputs: int) -> Any:
-    """A function of inputs and 0-dimensional outputs that stores the results of ``function``."""
-    from pytensor.link.numba.cache import compile_numba_function_src
+    # Before 3.3 the loop calls a function, made here, that calls the composite and stores its
+    # results, or adds them where a sum or an indexed addition is fused into the loop.
+    make = elemwise.store_core_outputs
 
-    inputs = ", ".join(f"i{i}" for i in range(n_inputs))
-    outputs = [f"o{i}" for i in range(n_outputs)]
-    results = ", ".join(f"{output}[()]" for output in outputs)
-    source = (
-        f"def store_results({inputs}, {', '.join(outputs)}):\n    {results} = function({inputs})\n"
-    )
-    return compile_numba_function_src(source, "store_results", {"function": function})
+    @wraps(make)
+    def store_core_outputs(function: Any, *args: Any, **kwargs: Any) -> Any:
+        stored = make(function, *args, **kwargs)
+        if not getattr(function, "belongs_in_loop", False):
+            return stored
+        return numba_njit(stored.py_func, forceinline=True)
+
+    elemwise.store_core_outputs = store_core_outputs

@@ -235,6 +235,33 @@ def test_a_fused_loop_of_which_a_sum_is_taken_too():
     assert not [name for name in called(function) if "composite" in name or "store_" in name]
 
 
+def test_a_fused_loop_that_adds_to_rows_of_which_some_are_named_twice():
+    """As the gradient of an embedding does."""
+    a, b, rows = pt.fmatrix("a"), pt.fmatrix("b"), pt.lvector("rows")
+    product = pt.tanh(a * b) * pt.sigmoid(b)
+    zeros = pt.zeros((4, a.shape[1]), dtype="float32")
+    total = pytensor.shared(A[:4].copy(), name="total")
+    update = pt.inc_subtensor(total[rows], product)
+    added = pt.inc_subtensor(zeros[rows], product)
+    function = compiled_by_numba([a, b, rows], added, updates=[(total, update)])
+    chosen = np.array([0, 1, 1, 3, 3, 3, 0])
+    exact = np.zeros((4, 33))
+    np.add.at(exact, chosen, np.tanh(WIDE_A * WIDE_B) * expit(WIDE_B))
+    assert_close(function(A, B, chosen), exact)
+    assert_close(total.get_value(), WIDE_A[:4] + exact)
+
+
+@pytest.mark.parametrize("reduce", [pt.sum, pt.max, pt.prod], ids=["sum", "max", "prod"])
+@pytest.mark.parametrize("axis", [0, 1, None])
+def test_a_fused_loop_reduced_by_any_operation(reduce, axis):
+    a, b = pt.fmatrix("a"), pt.fmatrix("b")
+    product = pt.tanh(a * b)
+    function = compiled_by_numba([a, b], [product, reduce(product, axis=axis)])
+    exact = np.tanh(WIDE_A * WIDE_B)
+    for got, want in zip(function(A, B), (exact, reduce(exact, axis).eval()), strict=True):
+        assert_close(got, want)
+
+
 def test_a_fused_loop_broadcasts_and_takes_integers():
     a, integers, row, column = pt.fmatrix("a"), pt.bmatrix("i"), pt.fvector("r"), pt.fcol("c")
     scalar = pt.fscalar("s")
