@@ -11,7 +11,7 @@ import pytest
 from pytensor.compile.mode import Mode
 from pytensor.link.vm import VMLinker
 
-from downhill_rms.compiling.rewrites import rewriter_of_scans
+from downhill_rms.compiling.internals import rewriter_of_scans
 
 
 @pytest.fixture(autouse=True)
@@ -40,3 +40,12 @@ def mode():
     inside = rewriter_of_scans(lambda given: mode)
     mode = Mode(VMLinker(use_cloop=False, c_thunks=False), inside)
     return mode
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--random-graphs",
+        type=int,
+        metavar="N",
+        help="how many random graphs are tried in each mode; by default a few, always the same",
+    )

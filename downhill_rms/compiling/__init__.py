@@ -8,8 +8,8 @@ import ``rule``. Open ``compiled.py`` first.
 from downhill_rms.compiling.background import ALONE_SECONDS, compile_alone
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
+from downhill_rms.compiling.modes import TIERED, default_mode, pytensor_mode
 from downhill_rms.compiling.rehearsal import evaluator, rehearse
-from downhill_rms.compiling.rewrites import TIERED, default_mode, pytensor_mode
 from downhill_rms.compiling.stacked import check_stackable, stack_steps
 from downhill_rms.compiling.tiered import TieredFunction
 from downhill_rms.compiling.uncompiled import UncompiledFunction

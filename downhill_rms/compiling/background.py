@@ -26,7 +26,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs, toposort
 
 from downhill_rms.compiling.compiled import NOT_CACHED, CompiledFunction, is_cached
-from downhill_rms.compiling.machine import numba_cache, usable_cores
+from downhill_rms.compiling.machine import flags, numba_cache, usable_cores
 
 try:
     import fcntl
@@ -34,10 +34,6 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
-
-# What a program can change and what compiled code depends on. The child reads the other flags from
-# the same environment and configuration file.
-FLAGS = ("cast_policy", "cxx", "floatX", "numba__cache", "numba__fastmath")
 
 # The parent's import path comes before anything else: the child imports what the parent did.
 COMMAND = (
@@ -268,11 +264,6 @@ def _converse(process: subprocess.Popen[bytes], message: bytes) -> str:
     return f"exit status {process.returncode}, {said.splitlines()[-1] if said else 'no message'}"
 
 
-def flags() -> dict[str, Any]:
-    """What PyTensor's configuration holds that compiled code depends on."""
-    return {flag: getattr(pytensor.config, flag) for flag in FLAGS}
-
-
 def _message(function: CompiledFunction, marker: Path, batch: Sequence[Any]) -> bytes:
     """What a child reads: the import path; flags and marker; the function and its arrays."""
     updates = list(function.updates)
@@ -285,6 +276,7 @@ def _message(function: CompiledFunction, marker: Path, batch: Sequence[Any]) -> 
     nodes = list(toposort(expressions))
     stream = io.BytesIO()
     pickle.dump(sys.path, stream)
+    # The child reads the other flags from the same environment and configuration file.
     pickle.dump((flags(), marker), stream)
     _StandIns(stream, arrays).dump((nodes, specification, list(batch)))
     return stream.getvalue()

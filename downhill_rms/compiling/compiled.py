@@ -11,7 +11,7 @@ import numpy as np
 import pytensor
 from pytensor.compile.mode import get_mode, predefined_modes
 
-from downhill_rms.compiling.rewrites import TIERED, training_mode
+from downhill_rms.compiling.modes import TIERED, training_mode
 from downhill_rms.rule import Update
 
 log = logging.getLogger(__name__)

@@ -6,10 +6,13 @@ Everything is only looked at: nothing is set, compiled or written.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import importlib.util
 import os
+import platform
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -17,9 +20,6 @@ from typing import Any
 import numpy as np
 import pytensor
 from pytensor.compile.mode import get_mode
-from pytensor.link.jax.linker import JAXLinker
-from pytensor.link.numba.linker import NumbaLinker
-from pytensor.link.vm import VMLinker
 
 # OpenBLAS's kernels for x86-64 with the widest vectors, and with those half as wide.
 AVX512_KERNELS = ("SkylakeX", "Cooperlake", "Sapphirerapids")
@@ -27,6 +27,9 @@ AVX2_KERNELS = ("Haswell", "Zen", "Excavator")
 # NumPy's names for processors that have these vectors, before and since its version 2.4.
 AVX512_PROCESSORS = {"AVX512_SKX", "X86_V4"}
 AVX2_PROCESSORS = {"AVX2", "X86_V3"}
+
+# What a program can change and what compiled code depends on.
+FLAGS = ("cast_policy", "cxx", "floatX", "numba__cache", "numba__fastmath")
 
 # Where OpenBLAS looks for its number of threads, in its order.
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
@@ -77,16 +80,16 @@ def findings(mode: Any = None) -> list[Finding]:
     list of Finding
         Only what matters in this mode; empty where there is nothing to mend.
     """
-    linker = get_mode(mode).linker
-    if isinstance(linker, NumbaLinker):
+    kinds = linkers(mode)
+    if "NumbaLinker" in kinds:
         blas = loaded_openblas()
         return [*_cache_findings(), *(_blas_findings(blas) if blas else [])]
-    if isinstance(linker, JAXLinker) and importlib.util.find_spec("jax") is None:
+    if "JAXLinker" in kinds and importlib.util.find_spec("jax") is None:
         text = (
             "Run `pip install jax`, or choose another mode: JAX mode needs jax, which is missing."
         )
         return [Finding(text, prevents_training=True)]
-    if isinstance(linker, VMLinker) and not linker.c_thunks:
+    if "VMLinker" in kinds and not get_mode(mode).linker.c_thunks:
         text = (
             "Leave the mode out for more than a trial: this one runs every operation in Python, "
             "which starts sooner and can be a hundred times slower."
@@ -133,6 +136,27 @@ def usable_cores() -> int:
 def numba_cache() -> Path:
     """The directory where PyTensor keeps what Numba has compiled."""
     return Path(pytensor.config.base_compiledir) / "numba"
+
+
+def linkers(mode: Any) -> set[str]:
+    """Names of the classes of a mode's linker, wherever PyTensor keeps them."""
+    return {kind.__name__ for kind in type(get_mode(mode).linker).__mro__}
+
+
+def flags() -> dict[str, Any]:
+    """What PyTensor's configuration holds that compiled code depends on."""
+    return {flag: getattr(pytensor.config, flag) for flag in FLAGS}
+
+
+def marker(*key: Any) -> Path:
+    """A file that is there if something is known here, for these versions and this configuration.
+
+    It stands among the cached files, so that it is deleted with them.
+    """
+    versions = [version(name) for name in ("pytensor", "numba", "llvmlite", "numpy")]
+    text = repr((key, flags(), versions, sys.version, platform.machine()))
+    name = f"downhill_rms-{hashlib.sha256(text.encode()).hexdigest()}.compiled"
+    return numba_cache() / name
 
 
 def _blas_findings(blas: OpenBlas) -> list[Finding]:

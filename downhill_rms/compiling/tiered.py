@@ -7,25 +7,21 @@ built here in about a second.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import platform
-import sys
 import time
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytensor
 
-from downhill_rms.compiling.background import BackgroundCompilation, flags
+from downhill_rms.compiling.background import BackgroundCompilation
 from downhill_rms.compiling.compiled import CompiledFunction, is_cached
-from downhill_rms.compiling.machine import numba_cache
-from downhill_rms.compiling.rewrites import REWRITTEN, source_key
+from downhill_rms.compiling.machine import marker
+from downhill_rms.compiling.modes import REWRITTEN, source_key
 from downhill_rms.compiling.uncompiled import UncompiledFunction
 
 log = logging.getLogger(__name__)
@@ -139,14 +135,9 @@ class TieredFunction(CompiledFunction):
     def _marker(self) -> Path:
         """A file that is there if PyTensor's cache has the function.
 
-        It stands among the cached files, so that it is deleted with them. If it is wrong, or
-        another graph has the same text, that costs time and nothing else.
+        If it is wrong, or another graph has the same text, that costs time and nothing else.
         """
         targets = [str(shared.type) for shared, _ in self.updates]
         expressions = [*self.outputs, *(new for _, new in self.updates)]
         text = pytensor.dprint(expressions, print_type=True, file="str")
-        versions = [version(name) for name in ("pytensor", "numba", "llvmlite", "numpy")]
-        machine = (versions, sys.version, platform.machine())
-        key = repr((text, targets, flags(), self.mode, source_key(), machine))
-        name = f"downhill_rms-{hashlib.sha256(key.encode()).hexdigest()}.compiled"
-        return numba_cache() / name
+        return marker(text, targets, self.mode, source_key())

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from typing import Any
 
 import numpy as np
 import pytensor
-import pytensor.scalar as ps
-import pytensor.tensor as pt
-from pytensor.compile.mode import Mode, optdb, predefined_optimizers
-from pytensor.graph.rewriting.basic import (
-    SequentialGraphRewriter,
-    WalkingGraphRewriter,
-    node_rewriter,
-)
-from pytensor.link.vm import VMLinker
-from pytensor.tensor.elemwise import Elemwise
 
-from downhill_rms.compiling.rewrites import rewriter_of_scans
+from downhill_rms.compiling.modes import uncompiled_mode
 from downhill_rms.rule import Update
 
 
@@ -50,7 +39,7 @@ class UncompiledFunction:
                 list(inputs),
                 list(outputs),
                 updates=list(updates),
-                mode=_mode(),
+                mode=uncompiled_mode(),
                 on_unused_input="ignore",
                 trust_input=True,
             )
@@ -75,32 +64,3 @@ class UncompiledFunction:
 def nothing_compiled() -> Any:
     """While this is in force, PyTensor compiles no C and hands nothing to Numba."""
     return pytensor.config.change_flags(cxx="", mode="FAST_COMPILE")
-
-
-def _mode() -> Mode:
-    # The rewrites that keep a loss finite, log(softmax(x)) for example, and none for speed.
-    linker, stabilize = (
-        VMLinker(use_cloop=False, c_thunks=False),
-        predefined_optimizers["stabilize"],
-    )
-    inside = Mode(linker, stabilize)
-
-    # PyTensor 3.0 rewrites inside a scan as for C, and its Python code then takes the sum of x1 and
-    # x2**2 for that of x1**2 and x2**2.
-    ours = (WalkingGraphRewriter(_for_numpy), rewriter_of_scans(lambda given: inside))
-    return Mode(linker, SequentialGraphRewriter(optdb.query(stabilize), *ours))
-
-
-@node_rewriter([Elemwise])  # type: ignore[untyped-decorator]
-def _for_numpy(fgraph: Any, node: Any) -> list[Any] | None:
-    """Replace what PyTensor 3.0's Python code would compute one element at a time."""
-    scalar_op, inputs = node.op.scalar_op, node.inputs
-    if isinstance(scalar_op, ps.Add | ps.Mul) and len(inputs) > 2:
-        return [reduce(node.op, inputs)]
-    if isinstance(scalar_op, ps.Clip):
-        x, low, high = inputs
-        return [pt.minimum(pt.maximum(x, low), high)]
-    if isinstance(scalar_op, ps.Cast) and node.op.nfunc_spec is None:
-        # The result is converted to the output's type; np.array makes the copy for that.
-        return [Elemwise(scalar_op, nfunc_spec=("array", 1, 1))(*inputs)]
-    return None

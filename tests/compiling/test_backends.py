@@ -238,3 +238,80 @@ def test_what_the_backend_would_not_see_is_refused(backend):
         trainer.evaluate([data[:, :0], labels])
     with pytest.raises(ValueError, match="batch 1 of the evaluation data, row 3: input 'y' is 4"):
         trainer.evaluate([(data, labels), (data, labels + 1)])
+
+
+def every_kind_of_layer(dtype):
+    """A loss with biases, means, norms, a scan, an embedding and constants, and its inputs."""
+    generator = np.random.default_rng(0)
+    x, rows = pt.tensor("x", shape=(8, 3), dtype=dtype), pt.lvector("rows")
+    w, u, e = (
+        pytensor.shared(generator.normal(size=shape).astype(dtype) / 2, name=name)
+        for name, shape in [("w", (3, 4)), ("u", (4, 4)), ("e", (5, 4))]
+    )
+    b, scale = pytensor.shared(np.zeros(4, dtype), name="b"), pytensor.shared(np.ones((), dtype))
+    scale.name = "scale"
+    h = pt.tanh(x @ w + b + e[rows])
+    normed = (h - h.mean(axis=0)) / pt.sqrt(h.var(axis=0) + pt.constant(1e-3, dtype=dtype)) * scale
+    states = pytensor.scan(
+        lambda row, state, u: pt.tanh(row + state @ u) / pt.sqrt(1 + pt.sqr(row).sum()),
+        sequences=[normed],
+        outputs_info=[pt.zeros(4, dtype=dtype)],
+        non_sequences=[u],
+        return_updates=False,
+    )
+    chosen = pt.switch(states > 0, states, pt.constant(0.1, dtype=dtype) * states)
+    loss = pt.sqr(chosen).mean() + pt.constant(1e-3, dtype=dtype) * pt.sqr(w).sum()
+    monitors = {"norm": pt.sqrt(pt.sqr(w).sum()), "largest": abs(states).max()}
+    return loss, [w, u, e, b, scale], [x, rows], monitors
+
+
+STRUCTURES = [
+    {},
+    {"momentum": 0.5, "nesterov": True, "max_global_norm": 1.0, "weight_decay": 1e-3},
+    {"centered": False, "bias_correction": True, "max_gradient_norm": 0.5},
+    {"regularize": "rms", "max_gradient_elem": 0.1, "learning_rate": lambda t: 0.1 / (1 + t)},
+]
+
+
+@jax_only
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", STRUCTURES, ids=["plain", "momentum", "corrected", "schedule"])
+def test_every_dtype_stays_in_jax(dtype, options):
+    """Each update's parameters, accumulators and monitors, beside PyTensor's Python code."""
+    pytest.importorskip("jax")
+    generator = np.random.default_rng(1)
+    batches = [
+        [generator.normal(size=(8, 3)).astype(dtype), generator.integers(0, 5, 8)] for _ in range(3)
+    ]
+    seen = {}
+    for mode in ("JAX", "FAST_COMPILE"):
+        *arguments, monitors = every_kind_of_layer(dtype)
+        trainer = Trainer(
+            *arguments, monitors=monitors, monitor_gradients=True, monitor_updates=True, mode=mode
+        )
+        trainer.set_hyperparameters(**options)
+        seen[mode] = []
+        for batch in batches:
+            outputs = trainer.steps.update(batch)
+            expressions = trainer.steps._update.outputs
+            assert [str(np.asarray(o).dtype) for o in outputs] == [e.dtype for e in expressions]
+            for variable in trainer.parameters.variables.values():
+                assert variable.get_value(borrow=True).dtype == dtype
+            for variable, _ in trainer.steps._update.updates:
+                assert variable.get_value(borrow=True).dtype == variable.type.dtype
+            seen[mode].append([*map(np.asarray, outputs), *trainer.parameters.copy().values()])
+    tolerance = {"float32": 2e-3, "float64": 1e-9}[dtype]
+    for ours, theirs in zip(*seen.values(), strict=True):
+        for got, want in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+
+
+@jax_only
+def test_a_bias_in_single_precision_is_trained_in_jax():
+    pytest.importorskip("jax")
+    x, y = pt.fmatrix("x"), pt.fvector("y")
+    w, b = (pytensor.shared(np.zeros(shape, dtype="float32")) for shape in (3, ()))
+    trainer = Trainer(pt.sqr(x @ w + b - y).mean(), inputs=[x, y], mode="JAX")
+    trainer.minimize([X, Y + 1], max_epochs=20, learning_rate=0.05)
+    assert {str(v.get_value().dtype) for v in (w, b)} == {"float32"}
+    assert trainer.best.loss < 0.5

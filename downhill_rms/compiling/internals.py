@@ -1,0 +1,115 @@
+"""What the library uses of PyTensor's internals, all of it, in one place.
+
+PyTensor documents none of this for others and may change it in any release. What is here is
+imported by `modes.own` when a mode is first asked for, never with the package: a name that is
+missing costs the rewrites, not the training. Beyond the names, the rewrites rely on these facts:
+
+- ``Scan`` has the mode of the graph inside it as ``mode``, before 3.3; None is PyTensor's own.
+- A function that Numba has compiled has its source as ``py_func``.
+- Before 3.3 ``elemwise.store_core_outputs`` makes the body of a loop of an operation's function.
+- In PyTensor's sequence of rewrites, position 47.5 is after every one that looks for the replaced
+  operations, before elementwise operations are fused (48) and inner graphs are compiled (49.6).
+- ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
+- ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+from pytensor.compile.mode import Mode, optdb, predefined_optimizers
+from pytensor.graph.rewriting.basic import (
+    SequentialGraphRewriter,
+    WalkingGraphRewriter,
+    node_rewriter,
+)
+from pytensor.link.vm import VMLinker
+from pytensor.scalar.basic import Add, Cast, Clip, Composite, Exp, Log1p, Mul, Tanh
+from pytensor.scalar.math import Sigmoid, Softplus
+from pytensor.scan.op import Scan
+from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.math import Dot
+
+__all__ = [
+    "POSITION",
+    "Add",
+    "CAReduce",
+    "Cast",
+    "Clip",
+    "Composite",
+    "DimShuffle",
+    "Dot",
+    "Elemwise",
+    "Exp",
+    "Log1p",
+    "Mode",
+    "Mul",
+    "Scan",
+    "SequentialGraphRewriter",
+    "Sigmoid",
+    "Softplus",
+    "Tanh",
+    "VMLinker",
+    "WalkingGraphRewriter",
+    "node_rewriter",
+    "numba_dispatch",
+    "optdb",
+    "predefined_optimizers",
+    "rewriter_of_scans",
+    "with_rewriters",
+]
+
+POSITION = 47.5
+
+
+@cache
+def numba_dispatch() -> SimpleNamespace:
+    """What tells PyTensor how Numba computes an operation; Numba takes a while to import."""
+    from pytensor.link.numba.dispatch import elemwise
+    from pytensor.link.numba.dispatch.basic import (
+        numba_funcify_and_cache_key,
+        numba_njit,
+        register_funcify_and_cache_key,
+        register_funcify_default_op_cache_key,
+    )
+
+    return SimpleNamespace(
+        elemwise=elemwise,
+        funcify=numba_funcify_and_cache_key,
+        njit=numba_njit,
+        register=register_funcify_and_cache_key,
+        register_by_properties=register_funcify_default_op_cache_key,
+    )
+
+
+def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
+    """A rewriter that has the graphs inside scans compiled by another mode.
+
+    Before PyTensor 3.3 the graph inside a scan is rewritten by a mode of the scan's own.
+
+    Parameters
+    ----------
+    wanted : callable
+        Takes the mode of a scan, None if it was given none, to the one that it is to have.
+    """
+
+    @node_rewriter([Scan])  # type: ignore[untyped-decorator]
+    def rewrite(fgraph: Any, node: Any) -> list[Any] | None:
+        mode = wanted(node.op.mode)
+        if mode is node.op.mode:
+            return None
+        op = node.op.clone()
+        op.mode = mode
+        return list(op(*node.inputs, return_list=True))
+
+    return WalkingGraphRewriter(rewrite)
+
+
+def with_rewriters(base: Any, *rewriters: Any) -> Any:
+    """A mode with further rewriters, which take effect inside scans too."""
+    scans = rewriter_of_scans(lambda given: mode if given is None else given)
+    mode = base.register(*((rewriter, POSITION) for rewriter in (*rewriters, scans)))
+    return mode

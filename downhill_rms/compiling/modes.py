@@ -1,0 +1,136 @@
+"""Which mode a function is compiled in: PyTensor's, or one of the library's own made from it.
+
+A mode of the library's own stands on PyTensor's internals. It is made and tried when it is first
+asked for, and where it cannot be made, or computes another thing on a small graph than PyTensor
+does, training goes on in PyTensor's own mode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import warnings
+from contextlib import suppress
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytensor
+from pytensor.compile.mode import get_mode
+
+from downhill_rms.compiling.machine import linkers, marker
+from downhill_rms.compiling.selfcheck import check_on_a_small_graph
+
+log = logging.getLogger(__name__)
+
+# Modes that PyTensor does not know: its Numba mode with the library's rewrites, and that of a
+# `TieredFunction`, which becomes the first.
+REWRITTEN, TIERED = "NUMBA_REWRITTEN", "tiered"
+
+# Who makes a mode of the library's own out of which of PyTensor's.
+MAKERS = {
+    "Numba": ("rewrites", "numba_mode", "NUMBA"),
+    "JAX": ("jaxmode", "jax_mode", "JAX"),
+    "Python": ("pythonmode", "python_mode", "FAST_COMPILE"),
+    "uncompiled": ("pythonmode", "uncompiled_mode", "FAST_COMPILE"),
+}
+
+# What Numba compiles for its check, some seconds of an empty cache; the scan alone takes as many.
+CALLED = {"Numba": ("a matrix product", "a fused loop", "its sum", "what is added to rows")}
+
+
+def training_mode(mode: Any) -> Any:
+    """The mode that a training step is compiled in.
+
+    Parameters
+    ----------
+    mode : str, Mode or None
+        What the user asked for; None for PyTensor's default.
+
+    Returns
+    -------
+    str or Mode
+        PyTensor's default with the library's rewrites for None, if that default is Numba;
+        ``NUMBA`` with them for `REWRITTEN`; every mode that JAX compiles or Python runs with what
+        makes it right; any other ``mode`` as it is.
+    """
+    base = get_mode("NUMBA" if mode == REWRITTEN else mode)
+    kinds = linkers(base)
+    if "NumbaLinker" in kinds and mode in (None, REWRITTEN):
+        return own_mode("Numba", base)
+    if "JAXLinker" in kinds:
+        return own_mode("JAX", base)
+    if "VMLinker" in kinds and not base.linker.c_thunks:
+        return own_mode("Python", base)
+    return mode
+
+
+def default_mode() -> str | None:
+    """What begins at once: tiered, unless PyTensor is set to a mode of the user's own."""
+    if getattr(sys, "frozen", False):  # a child would be this program again, and no Python
+        return None
+    unchanged = pytensor.config.mode == "Mode" and "NumbaLinker" in linkers(None)
+    return TIERED if unchanged else None
+
+
+def pytensor_mode(mode: Any) -> Any:
+    """The mode of PyTensor's own that a mode builds upon."""
+    return "NUMBA" if mode in (REWRITTEN, TIERED) else mode
+
+
+def uncompiled_mode() -> Any:
+    """The mode of functions that are never compiled."""
+    return own_mode("uncompiled", get_mode("FAST_COMPILE"))
+
+
+def own_mode(kind: str, base: Any) -> Any:
+    """The library's mode of a kind that is made from ``base``; ``base`` where it does not work."""
+    # A Mode that was given its rewriters one by one takes no further ones.
+    if not hasattr(getattr(base, "provided_optimizer", None), "register") or not works(kind):
+        return base
+    return _make(kind, base)
+
+
+@cache
+def works(kind: str) -> bool:
+    """Whether the library's mode of a kind can be made, and is right on a small graph.
+
+    A warning tells if it is not. What was found right is remembered beside PyTensor's compiled
+    code, for the same versions of everything; a development version is tried in every process.
+    """
+    try:
+        mode = _make(kind, get_mode(MAKERS[kind][2]))
+        known = marker("mode that was tried", kind, source_key())
+        if "+" in pytensor.__version__ or not known.exists():
+            check_on_a_small_graph(mode, CALLED.get(kind, ()))
+            with suppress(OSError):
+                known.parent.mkdir(parents=True, exist_ok=True)
+                known.touch()
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(
+            f"PyTensor {pytensor.__version__} is not as this library knows it ({text}). The "
+            f"rewrites for {kind} are left out, and training goes on in PyTensor's own mode, maybe "
+            "more slowly. Install a newer downhill_rms, or a version of PyTensor that it was "
+            "tested with.",
+            stacklevel=2,
+        )
+        log.debug("the rewrites for %s", kind, exc_info=True)
+        return False
+    return True
+
+
+@cache
+def source_key() -> str:
+    """A hash of the rewrites and their functions, for the caches of what is compiled of them."""
+    here = Path(__file__)
+    names = ("float32", "internals", "jaxmode", "pythonmode", "rewrites", "selfcheck")
+    sources = (here.with_name(f"{name}.py").read_bytes() for name in names)
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+def _make(kind: str, base: Any) -> Any:
+    module, function, _ = MAKERS[kind]
+    return getattr(import_module(f"downhill_rms.compiling.{module}"), function)(base)
