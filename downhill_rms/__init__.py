@@ -14,7 +14,7 @@ from typing import Any
 from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.problem import Problem
-from downhill_rms.rule import Hyperparameters, Update, preset
+from downhill_rms.rule import Hyperparameters, Update, check_count, preset, shown
 from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
 from downhill_rms.training import StopReason
@@ -109,10 +109,10 @@ def build(algo: str, loss: Any, *args: Any, **kwargs: Any) -> Trainer:
     ValueError
         For another algorithm.
     """
-    if algo.lower() != "rmsprop":
+    if not isinstance(algo, str) or algo.lower() != "rmsprop":
         raise ValueError(
-            f"The one algorithm here is 'rmsprop': received {algo!r}. Use it, or a library that "
-            "has the other; presets give RMSProp as other libraries define it."
+            f"algo is {shown(algo)}: the one algorithm here is 'rmsprop'. Use it, or a library "
+            "that has the other; presets give RMSProp as other libraries define it."
         )
     return Trainer(loss, *args, **kwargs)
 
@@ -178,6 +178,9 @@ def minimize(
     """
     if mode is None:
         mode = _mode_of_one_call(train, seed, options.get("checkpoint"))
+    for name, count in (("train_batches", train_batches), ("valid_batches", valid_batches)):
+        if count is not None:
+            check_count(name, count)
     keywords = {"monitor_updates": monitor_updates, "mode": mode}
     trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, **keywords)
     train = as_dataset(train, "train", batch_size, train_batches, seed)

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from downhill_rms.rule import Hyperparameters, refuse_unknown
+from downhill_rms.rule import Hyperparameters, check_count, refuse_unknown, shown
 
 MONITORING = ("monitor_gradients", "monitor_updates")  # options of the trainer itself
 OPTIONS = (
@@ -25,6 +25,9 @@ OPTIONS = (
     *("monitor", "higher_is_better", "on_divergence", "updates_per_call"),
     *MONITORING,
 )
+
+
+FORMS = "Give path/to/file.py or package.module, with :name where it holds several problems."
 
 
 class ProblemError(ValueError):
@@ -99,6 +102,8 @@ def load_problem(spec: str, seed: int | None = None) -> Problem:
     passed over. Its directory, or the current one for a module, is put first in ``sys.path`` and
     stays there, as with ``python file.py``: data may be made by functions that import later.
     """
+    if seed is not None:
+        seed = check_count("seed", seed, 0)
     source, name = _split(spec)
     before = list(sys.path)
     try:
@@ -132,6 +137,8 @@ def problem_name(spec: str) -> str:
 
 def _split(spec: str) -> tuple[str, str]:
     """File or module, and the name after the colon, if there is one."""
+    if not isinstance(spec, str):
+        raise TypeError(f"spec is {shown(spec)}: it takes a text. {FORMS}")
     source, colon, name = spec.rpartition(":")
     if not colon or any(mark in name for mark in "./\\"):  # the colon of a drive, as in C:\file.py
         source, colon, name = spec, "", ""
@@ -139,10 +146,7 @@ def _split(spec: str) -> tuple[str, str]:
     if not _is_file(source):
         parts += source.split(".")
     if not all(part.isidentifier() for part in parts):
-        raise ProblemError(
-            "A problem is given as path/to/file.py or package.module, with :name where it holds "
-            f"several: received {spec!r}. Give one of these."
-        )
+        raise ProblemError(f"spec is {shown(spec)}, which is neither a file nor a module. {FORMS}")
     return source, name
 
 

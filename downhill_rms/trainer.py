@@ -12,8 +12,14 @@ from typing import Any
 import numpy as np
 
 from downhill_rms.data import Dataset, as_dataset, by_input, conform
-from downhill_rms.rule import Hyperparameters, Update, read_graph, warn
-from downhill_rms.saving import Checkpoint, read_checkpoint, read_state, write_state
+from downhill_rms.rule import Hyperparameters, Update, check_path, read_graph, shown, warn
+from downhill_rms.saving import (
+    Checkpoint,
+    as_checkpoint,
+    read_checkpoint,
+    read_state,
+    write_state,
+)
 from downhill_rms.training import (
     Best,
     Divergence,
@@ -219,7 +225,7 @@ class Trainer:
         dict of str to float
             The mean of each over all samples, ``"loss"`` first.
         """
-        return self.loop.evaluate(self.steps.bind(as_dataset(dataset, "evaluation")))
+        return self.loop.evaluate(self.steps.bind(as_dataset(dataset, "dataset")))
 
     def predict(
         self,
@@ -265,7 +271,7 @@ class Trainer:
         """
         named = named_outputs(outputs)
         function, inspection = self.steps.prediction(list(named.values()))
-        bound = inspection.bind(as_dataset(data, "predict", batch_size))
+        bound = inspection.bind(as_dataset(data, "data", batch_size))
         rows = [Rows(f"outputs[{key!r}]", bound.n_samples, bound.axis) for key in named]
         batches = watched(bound.in_order(), progress, bound.iteration_size)
         arrays = predict(inspection.explained(function), batches, rows)
@@ -289,7 +295,7 @@ class Trainer:
         on_divergence: str = "stop",
         batch_size: int | None = None,
         seed: int | np.random.Generator | None = None,
-        checkpoint: Checkpoint | None = None,
+        checkpoint: Checkpoint | str | PathLike[str] | None = None,
         resume: bool = False,
         save_batch: bool = False,
         progress: bool | None = False,
@@ -331,8 +337,9 @@ class Trainer:
         seed : int or Generator, optional
             Of the order of the training samples, for data that are not a `Dataset` yet; another
             order in every run by default.
-        checkpoint : Checkpoint, optional
-            Where to save the state while training, and at the end.
+        checkpoint : Checkpoint or path, optional
+            Where to save the state while training, and at the end; the path of a directory is
+            ``Checkpoint(path)``, once an epoch.
         resume : bool
             Go on from the newest checkpoint that verifies, as though the run had never stopped;
             begin where there is none. Numbers that this call names take effect; choices must be
@@ -374,10 +381,12 @@ class Trainer:
         specs = self.steps.specs
         if train is None and specs:
             raise ValueError(
-                f"A loss with inputs needs data: train is None for {len(specs)} inputs "
-                f"({', '.join(map(str, specs))}). Give train=."
+                f"train is None for {len(specs)} inputs ({', '.join(map(str, specs))}): a loss "
+                "with inputs needs data. Give train=."
             )
-        if train is None and valid is None and math.isfinite(patience) and self.graph.is_random:
+        patience_of_run = Patience(patience, min_improvement, monitor, higher_is_better)
+        by_chance = math.isfinite(patience_of_run.patience) and self.graph.is_random
+        if train is None and valid is None and by_chance:
             warn(
                 "The loss is random and has no data: patience and the best parameters are judged "
                 "by a single draw of it at each validation, and end a run by chance. Give "
@@ -388,9 +397,6 @@ class Trainer:
                 f"monitor={monitor!r} is none of this trainer's: {', '.join(self.steps.names)}. "
                 "Name one of these, or give it to Trainer(..., monitors=...)."
             )
-        if not isinstance(higher_is_better, bool):
-            raise TypeError(f"higher_is_better is {higher_is_better!r}. Give True or False.")
-        patience_of_run = Patience(patience, min_improvement, monitor, higher_is_better)
         data = judge = self.steps.bind(
             as_dataset(train, "train", batch_size, seed=seed), train=True, finite=True
         )
@@ -401,10 +407,10 @@ class Trainer:
         run = Run(
             *(data, judge, patience_of_run, *limits),
             *(restore_best, on_divergence),
-            checkpoint=checkpoint,
+            checkpoint=as_checkpoint(checkpoint),
             resume=resume,
             save_batch=save_batch,
-            observers=tuple(observers),
+            observers=observers,
             updates_per_call=updates_per_call,
             hyperparameters=hyperparameters,
         )
@@ -428,7 +434,7 @@ class Trainer:
         on_divergence: str = "stop",
         batch_size: int | None = None,
         seed: int | np.random.Generator | None = None,
-        checkpoint: Checkpoint | None = None,
+        checkpoint: Checkpoint | str | PathLike[str] | None = None,
         resume: bool = False,
         save_batch: bool = False,
         progress: bool | None = None,
@@ -487,8 +493,8 @@ class Trainer:
         if isinstance(targets, str):
             if targets != "best" or self.best is None:
                 raise ValueError(
-                    f"The named target is 'best', after a validation: received {targets!r} with "
-                    f"best={self.best}. Train first, or give arrays."
+                    f"targets is {shown(targets)}, with best={self.best}: the one name is 'best', "
+                    "after a validation. Train first, or give arrays."
                 )
             self.steps.put_back(self.best.params, self.best.assigned)
             return
@@ -507,7 +513,7 @@ class Trainer:
         CheckpointError
             If it cannot be written; an old file is intact then.
         """
-        write_state(Path(path), self.parameters.state_dict())
+        write_state(check_path("path", path), self.parameters.state_dict())
 
     def load_parameters(self, path: str | PathLike[str]) -> None:
         """Set the parameters from a file of `save_parameters`, or from any checkpoint.
@@ -526,7 +532,7 @@ class Trainer:
         ValueError
             If names or shapes are not those of the parameters; nothing is set then.
         """
-        self.parameters.load_state_dict(read_state(Path(realpath(path))))
+        self.parameters.load_state_dict(read_state(Path(realpath(check_path("path", path)))))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training has changed, as named arrays and plain values.
@@ -555,6 +561,10 @@ class Trainer:
             With every field that is missing, unknown, or of another shape or dtype; nothing is
             changed then.
         """
+        if not (isinstance(state, Mapping) and all(isinstance(name, str) for name in state)):
+            raise TypeError(
+                f"state is {shown(state)}: it is a mapping of names. Give what state_dict returned."
+            )
         self.loop.load_state_dict(state)
         self.steps.settle()
 
@@ -571,7 +581,7 @@ class Trainer:
         CheckpointError
             If it cannot be written; an old file is intact then.
         """
-        write_state(Path(path), self.state_dict())
+        write_state(check_path("path", path), self.state_dict())
 
     def load(self, path: str | PathLike[str]) -> None:
         """Read what `save` or a checkpoint wrote, and take it up as `load_state_dict` does.
@@ -588,4 +598,4 @@ class Trainer:
         ValueError
             If it is the state of another model.
         """
-        self.load_state_dict(read_checkpoint(Path(realpath(path))))
+        self.load_state_dict(read_checkpoint(Path(realpath(check_path("path", path)))))

@@ -132,7 +132,8 @@ def test_max_epochs_counts_passes(mode):
 @pytest.mark.parametrize("value", [0, -1, 1.5, True])
 def test_limits_are_integers_of_at_least_one(option, value, mode):
     trainer, _ = regression(mode)
-    with pytest.raises(ValueError, match=f"{option} is an integer of at least 1"):
+    error = ValueError if value in (0, -1) else TypeError
+    with pytest.raises(error, match=f"{option} is {value}: it "):
         trainer.iterate([DATA, TARGET], **{option: value})
 
 
@@ -372,11 +373,11 @@ def test_set_params_by_order_and_by_name(mode):
 @pytest.mark.parametrize(
     ("targets", "error", "message"),
     [
-        ("best", ValueError, "received 'best' with best=None"),
-        ("last", ValueError, "The named target is 'best'"),
-        ([1.0], ValueError, "received 1 for 2"),
-        ([[1.0, 2.0, 3.0], 1.0], ValueError, r"received \(3,\) .* for 'a' of \(2,\)"),
-        ({"a": [1j, 2], "b": 1}, ValueError, "complex128 for 'a'"),
+        ("best", ValueError, "targets is 'best', with best=None"),
+        ("last", ValueError, "targets is 'last'.* the one name is 'best'"),
+        ([1.0], ValueError, "targets has 1 values for 2"),
+        ([[1.0, 2.0, 3.0], 1.0], ValueError, r"'a' of \(2,\) .* is given \(3,\)"),
+        ({"a": [1j, 2], "b": 1}, ValueError, "'a' .* complex128"),
         ({"c": 1.0}, TypeError, "Unknown parameter 'c'"),
     ],
 )
@@ -422,7 +423,7 @@ def test_load_state_dict_names_each_field_that_differs_and_changes_nothing(mode)
     bad["accumulator/w_mean"] = state["accumulator/w_mean"].astype("float32")
     bad["update_count"] = "many"
     del bad["epoch_count"]
-    with pytest.raises(ValueError, match="A state fits") as error:
+    with pytest.raises(ValueError, match="does not fit") as error:
         trainer.load_state_dict(bad)
     for field in (
         "param/w is (4,)",
@@ -478,14 +479,14 @@ def test_minimize_and_build():
     assert float(w.get_value()) == pytest.approx(2, abs=0.1)
     assert downhill_rms.RMSProp is Trainer
     assert isinstance(downhill_rms.build("rmsprop", loss), Trainer)
-    with pytest.raises(ValueError, match="received 'adam'"):
+    with pytest.raises(ValueError, match="algo is 'adam'"):
         downhill_rms.build("adam", loss)
 
 
 @pytest.mark.parametrize("keyword", ["batch_size", "train_batches"])
 def test_a_dataset_keeps_its_own_sizes(keyword):
     x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
-    with pytest.raises(ValueError, match="A Dataset has its own sizes"):
+    with pytest.raises(ValueError, match="a Dataset that has its own sizes"):
         downhill_rms.minimize(pt.sqr(x - w).mean(), Dataset(np.ones(8)), **{keyword: 4})
 
 

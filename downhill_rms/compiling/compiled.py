@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytensor
-from pytensor.compile.mode import get_mode, predefined_modes
+from pytensor.compile.mode import Mode, get_mode, predefined_modes
 
 from downhill_rms.compiling.modes import TIERED, training_mode
-from downhill_rms.rule import Update
+from downhill_rms.rule import Update, shown
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +117,16 @@ def is_cached(function: Any) -> bool:
 
 def check_mode(mode: Any) -> None:
     """Refuse the name of a mode that there is not, before anything is built."""
+    if isinstance(mode, Mode) or mode is None:
+        return
     try:
+        if not isinstance(mode, str):
+            raise TypeError(type(mode).__name__)
         if mode != TIERED:
             get_mode(mode)
-    except Exception as error:
+    except Exception as error:  # of several kinds, for several faults of a name
         raise ValueError(
-            f"A mode is 'tiered' or one that PyTensor knows: received {mode!r}. Give one of "
+            f"mode is {shown(mode)}: it is 'tiered' or a mode of PyTensor's. Give one of "
             f"{', '.join(sorted([TIERED, *predefined_modes]))}, or a Mode."
         ) from error
 

@@ -75,8 +75,8 @@ def check_stackable(inputs: Sequence[Any]) -> None:
     for variable in inputs:
         if not isinstance(variable.type, DenseTensorType):
             raise TypeError(
-                "Minibatches that are stacked are dense arrays: received the input "
-                f"{describe(variable)}. Make one update in a call."
+                f"updates_per_call is above 1 for the input {describe(variable)}: minibatches "
+                "that go together are dense arrays. Leave updates_per_call at 1."
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,10 +92,14 @@ class Dataset:
         shuffle: Shuffle = "samples",
         prefetch: int = 0,
     ) -> None:
-        if shuffle not in ("samples", "batches", None):
+        if shuffle is not None and (
+            not isinstance(shuffle, str) or shuffle not in ("samples", "batches")
+        ):
             raise ValueError(
-                f"shuffle is 'samples', 'batches' or None: received {shuffle!r}. Give one."
+                f"shuffle is {shuffle!r:.80}: it takes 'samples', 'batches' or None. Give one."
             )
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name is {name!r:.80}: it takes a text. Give a str.")
         _check_int("batch_size", batch_size)
         _check_int("axis", axis, low=0)
         _check_int("prefetch", prefetch, low=0)
@@ -102,12 +107,14 @@ class Dataset:
             _check_int("iteration_size", iteration_size, low=1)
         self.name = name or "dataset"
         self.axis, self.prefetch = axis, prefetch
-        self.source = open_source(inputs, axis)
+        generator = _generator(rng)
+        with _told(self.name):
+            self.source = open_source(inputs, axis)
         self.sampler: Sampler | None = None
         self._by_hand: Sampler | None = None
         if isinstance(self.source, ArraySource):
-            rng = np.random.default_rng(rng)
-            self.sampler = Sampler(self.source.n_samples, batch_size, iteration_size, shuffle, rng)
+            sizes = (self.source.n_samples, batch_size, iteration_size)
+            self.sampler = Sampler(*sizes, shuffle, generator)
             self.iteration_size: int | None = self.sampler.n_batches
             self._by_hand = copy.deepcopy(self.sampler)
         else:
@@ -166,7 +173,8 @@ class Dataset:
         BoundDataset
             It shares this data set's order: an epoch of either moves both on.
         """
-        return BoundDataset(self, self.source if specs is None else self.source.bind(specs))
+        with _told(self.name):
+            return BoundDataset(self, self.source if specs is None else self.source.bind(specs))
 
 
 def as_dataset(
@@ -193,8 +201,8 @@ def as_dataset(
         )
     if batch_size is not None or iteration_size is not None:
         raise ValueError(
-            f"A Dataset has its own sizes: received a batch size of {batch_size} and an epoch of "
-            f"{iteration_size} batches with {data.name}. Give them to Dataset(...) instead."
+            f"batch_size={batch_size} and iteration_size={iteration_size} are given with "
+            f"{data.name}, a Dataset that has its own sizes. Give them to Dataset(...) instead."
         )
     return data
 
@@ -423,6 +431,30 @@ def _own_length(inputs: Any) -> int | None:
 
 def _check_int(name: str, value: Any, low: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name} is an integer: received {value!r}. Give an int.")
+        raise TypeError(f"{name} is {value!r:.80}: it takes an integer. Give an int.")
     if low is not None and value < low:
-        raise ValueError(f"{name} is at least {low}: received {value}. Give a larger one.")
+        raise ValueError(f"{name} is {value!r:.80}: it is at least {low}. Give a larger one.")
+    if value > sys.maxsize:
+        raise ValueError(f"{name} is {value!r:.80}: nothing has so many. Give a smaller one.")
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    try:
+        if isinstance(rng, bool):
+            raise TypeError("a bool")
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"rng is {rng!r:.80}: it takes a seed or a generator ({error}). Give an int of at "
+            "least 0, or np.random.default_rng(...)."
+        ) from error
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Begin errors with the name of the data that they are about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: {error}") from error

@@ -337,6 +337,11 @@ def as_column(value: Any, axis: int) -> Column:
     """Open anything that holds an array."""
     if hasattr(value, "get_value"):  # a PyTensor shared variable
         value = value.get_value(borrow=True)
+    elif hasattr(value, "owner") and hasattr(value, "type"):
+        raise TypeError(
+            f"An array is {value!r:.80}, a symbolic variable: data have values. Give an array, or "
+            "a shared variable."
+        )
     elif is_table(value):
         value = table_to_array(value)
     elif hasattr(value, "to_numpy"):  # a series, an Arrow array, xarray

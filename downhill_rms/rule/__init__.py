@@ -6,6 +6,15 @@ loops or touches data. It imports no other room. Open ``rmsprop.py`` first.
 """
 
 from downhill_rms.rule.bounds import Conflict, Index, Reading, conflict_at, read_bounds
+from downhill_rms.rule.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_list,
+    check_number,
+    check_path,
+    shown,
+)
 from downhill_rms.rule.gradients import differentiate
 from downhill_rms.rule.graph import (
     LossGraph,
@@ -17,7 +26,14 @@ from downhill_rms.rule.graph import (
 from downhill_rms.rule.hyperparameters import Hyperparameters
 from downhill_rms.rule.keywords import refuse_unknown
 from downhill_rms.rule.presets import is_graves, preset
-from downhill_rms.rule.rmsprop import KINDS, STARTED, State, needed_kinds, rmsprop_updates
+from downhill_rms.rule.rmsprop import (
+    KINDS,
+    STARTED,
+    State,
+    needed_kinds,
+    rmsprop_updates,
+    scheduled,
+)
 from downhill_rms.rule.schedules import Schedule, parse_schedule
 from downhill_rms.rule.suspects import warn_of_data, warn_of_suspects
 from downhill_rms.rule.telemetry import telemetry_names, update_telemetry
@@ -40,6 +56,12 @@ __all__ = [
     "Schedule",
     "State",
     "Update",
+    "check_choice",
+    "check_count",
+    "check_flag",
+    "check_list",
+    "check_number",
+    "check_path",
     "conflict_at",
     "describe",
     "differentiate",
@@ -53,6 +75,8 @@ __all__ = [
     "read_outputs",
     "refuse_unknown",
     "rmsprop_updates",
+    "scheduled",
+    "shown",
     "telemetry_names",
     "update_telemetry",
     "variables_in_order",

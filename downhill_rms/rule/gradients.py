@@ -39,9 +39,8 @@ def differentiate(loss: Any, params: Sequence[Any]) -> list[Any]:
     for param, gradient in zip(params, gradients, strict=True):
         if gradient is None:
             raise ValueError(
-                f"A parameter is connected to the loss by differentiable operations: "
-                f"{describe(param)} is not (its shape, or an expression held constant, does "
-                "not count). Leave it out with params=."
+                f"{describe(param)} is not connected to the loss by differentiable operations (its "
+                "shape, or an expression held constant, does not count). Leave it out with params=."
             )
     return list(gradients)
 

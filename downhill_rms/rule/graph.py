@@ -19,6 +19,7 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.type import DenseTensorType, TensorType
 from pytensor.tensor.type import tensor as tensor_variable
 
+from downhill_rms.rule.checks import check_list, shown
 from downhill_rms.rule.draws import next_states, refuse_constant_generators
 from downhill_rms.rule.traversal import describe, variables_in_order, warn
 
@@ -129,14 +130,16 @@ def read_graph(
     if params is None:
         params = [v for v in in_loss if _is_parameter(v) and v not in assigned]
     else:
-        params = list(params)
+        params = check_list("params", params, "shared variables")
+        if not params:
+            raise ValueError("params is empty: there is one at least. Give one, or leave it out.")
         _check_params(params, in_loss, assigned)
     if not params:
         raise ValueError(
-            "A loss needs at least one parameter, a floating-point shared variable: "
-            f"{describe(loss)} uses none. Make the values to be trained with pytensor.shared."
+            f"loss is {describe(loss)}, which uses no floating-point shared variable: there is no "
+            "parameter to train. Make the values to be trained with pytensor.shared."
         )
-    inputs = _find_inputs(used) if inputs is None else _check_inputs(list(inputs), used)
+    inputs = _find_inputs(used) if inputs is None else _check_inputs(inputs, used)
     warn_of_outer_broadcast(loss, {p: p.get_value(borrow=True).shape for p in params})
     variables = _assigned(pairs)
     _check_assigned(variables)
@@ -190,18 +193,18 @@ def check_loss(loss: Any) -> None:
     """Refuse a loss that is not a real floating-point scalar."""
     if not isinstance(loss, Variable) or not isinstance(loss.type, TensorType):
         raise TypeError(
-            f"A loss is a symbolic PyTensor scalar: received {loss!r}. "
+            f"loss is {shown(loss)}: it is a symbolic PyTensor scalar. "
             "Build it from shared variables and pytensor.tensor operations."
         )
     if loss.type.ndim != 0:
         raise TypeError(
-            f"A loss is a scalar: received {describe(loss)} of {loss.type.ndim} dimensions. "
+            f"loss is {describe(loss)} of {loss.type.ndim} dimensions: it is a scalar. "
             "Reduce it, for example with .mean()."
         )
     if not loss.type.dtype.startswith("float"):
         raise TypeError(
-            f"A loss is real floating point: received {describe(loss)} of dtype "
-            f"{loss.type.dtype}. Cast it or compute it from floating-point variables."
+            f"loss is {describe(loss)} of dtype {loss.type.dtype}: it is real floating point. "
+            "Cast it or compute it from floating-point variables."
         )
 
 
@@ -217,32 +220,32 @@ def _check_params(params: list[Any], in_loss: list[Any], assigned: set[Any]) -> 
     for index, param in enumerate(params):
         if not isinstance(param, SharedVariable):
             raise TypeError(
-                f"A parameter is a shared variable: received {describe(param)}. "
+                f"params has {describe(param)}: a parameter is a shared variable. "
                 "Make it with pytensor.shared(value, name=...)."
             )
         if isinstance(param.type, RandomType):
             raise TypeError(
-                f"A parameter is a floating-point tensor: {describe(param)} is a random "
-                "generator. Leave it out; generators advance by themselves."
+                f"params has {describe(param)}, a random generator: a parameter is a "
+                "floating-point tensor. Leave it out; generators advance by themselves."
             )
         if not _is_parameter(param):
             raise TypeError(
-                f"A parameter is a floating-point tensor: received {describe(param)}. "
-                "Leave it out of params, or make it from a floating-point array."
+                f"params has {describe(param)}: a parameter is a floating-point tensor. "
+                "Leave it out, or make it from a floating-point array."
             )
         if param in params[:index]:
             raise ValueError(
-                f"A parameter is given once: {describe(param)} is listed twice. Remove one."
+                f"params has {describe(param)} twice: a parameter is given once. Remove one."
             )
         if param not in in_loss:
             raise ValueError(
-                f"A parameter is part of the loss: {describe(param)} is not connected to it. "
-                "Leave it out of params, or use it in the loss."
+                f"params has {describe(param)}, which is not part of the loss. "
+                "Leave it out, or use it in the loss."
             )
         if param in assigned:
             raise ValueError(
-                f"A parameter is assigned by training alone: {describe(param)} is also assigned "
-                "by an update. Leave it out of params or out of updates."
+                f"params has {describe(param)}, which an update assigns too: a parameter is "
+                "assigned by training alone. Leave it out of params or out of updates."
             )
 
 
@@ -250,21 +253,22 @@ def _find_inputs(used: list[Any]) -> list[Any]:
     return [v for v in used if v.owner is None and not isinstance(v, Constant | SharedVariable)]
 
 
-def _check_inputs(inputs: list[Any], used: list[Any]) -> list[Any]:
+def _check_inputs(inputs: Sequence[Any], used: list[Any]) -> list[Any]:
+    inputs = check_list("inputs", inputs, "symbolic variables")
     for index, variable in enumerate(inputs):
         if not isinstance(variable, Variable) or variable.owner is not None:
             raise TypeError(
-                f"An input is a free symbolic variable: received {describe(variable)}. "
+                f"inputs has {describe(variable)}: an input is a free symbolic variable. "
                 "List the variables that the data replace, such as pt.matrix('x')."
             )
         if isinstance(variable, Constant | SharedVariable):
             raise TypeError(
-                f"An input is a free symbolic variable: {describe(variable)} has a value "
-                "already. Leave it out of inputs."
+                f"inputs has {describe(variable)}, which has a value already: an input is a free "
+                "symbolic variable. Leave it out."
             )
         if variable in inputs[:index]:
             raise ValueError(
-                f"An input is given once: {describe(variable)} is listed twice. Remove one."
+                f"inputs has {describe(variable)} twice: an input is given once. Remove one."
             )
         if variable not in used:
             warn(
@@ -274,21 +278,37 @@ def _check_inputs(inputs: list[Any], used: list[Any]) -> list[Any]:
     missing = [v for v in _find_inputs(used) if v not in inputs]
     if missing:
         raise ValueError(
-            "Every free variable of the loss and its monitors is an input: "
-            f"{', '.join(map(describe, missing))} is missing from inputs. Add it to the list."
+            f"{', '.join(map(describe, missing))} is missing from inputs: every free variable of "
+            "the loss, its monitors and updates is an input. Add it to the list."
         )
     return inputs
 
 
 def _read_updates(updates: Iterable[Update] | Mapping[Any, Any]) -> list[Update]:
-    pairs = list(updates.items() if isinstance(updates, Mapping) else updates)
-    for variable, _ in pairs:
-        if not isinstance(variable, SharedVariable):
-            raise TypeError(
-                f"An update assigns a shared variable: received {describe(variable)}. "
-                "Give pairs (shared variable, expression)."
-            )
-    return [(variable, variable.type.filter_variable(new)) for variable, new in pairs]
+    given = updates.items() if isinstance(updates, Mapping) else updates
+    pairs = check_list("updates", given, "pairs (shared variable, expression)")
+    return [_read_update(pair) for pair in pairs]
+
+
+def _read_update(pair: Any) -> Update:
+    if not (isinstance(pair, tuple | list) and len(pair) == 2):
+        raise TypeError(
+            f"updates has {shown(pair)}: it takes pairs. Give a list of (shared variable, "
+            "expression), or a dict."
+        )
+    variable, new = pair
+    if not isinstance(variable, SharedVariable):
+        raise TypeError(
+            f"updates assigns {describe(variable)}: what is assigned is a shared variable. "
+            "Give pairs (shared variable, expression)."
+        )
+    try:
+        return variable, variable.type.filter_variable(new)
+    except Exception as error:  # as many kinds as types have filters
+        raise TypeError(
+            f"updates gives {describe(variable)} the value {shown(new)}, which is of another type "
+            f"({error}). Give an expression of the variable's own type."
+        ) from error
 
 
 def _assigned(updates: Iterable[Update]) -> tuple[Any, ...]:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
 
+from downhill_rms.rule.checks import check_choice, check_flag, check_number
 from downhill_rms.rule.gradients import CLIPS
 from downhill_rms.rule.keywords import refuse_unknown
 from downhill_rms.rule.traversal import describe
@@ -106,8 +106,8 @@ class Hyperparameters:
     def __post_init__(self) -> None:
         if self.rms_halflife is not None and self.decay is not None:
             raise ValueError(
-                "The decay is given once: received both rms_halflife="
-                f"{self.rms_halflife} and decay={self.decay}. Leave one out."
+                f"rms_halflife={self.rms_halflife} and decay={self.decay} are both given: they say "
+                "one thing in two ways. Leave one out."
             )
         if self.rms_halflife is None and self.decay is None:
             object.__setattr__(self, "rms_halflife", 14.0)
@@ -116,62 +116,38 @@ class Hyperparameters:
 
     def _check_numbers(self) -> None:
         if not (callable(self.learning_rate) or isinstance(self.learning_rate, SharedVariable)):
-            self._check_range("learning_rate", 0, math.inf)
-        elif isinstance(self.learning_rate, SharedVariable) and self.learning_rate.type.ndim != 0:
-            raise ValueError(
-                f"learning_rate is a scalar: received {describe(self.learning_rate)}. "
-                "Make the shared variable from one number."
-            )
+            self._check_number("learning_rate")
+        elif isinstance(self.learning_rate, SharedVariable):
+            _check_shared_rate(self.learning_rate)
         if self.rms_halflife is not None:
-            self._check_range("rms_halflife", 0, math.inf, open_low=True)
+            self._check_number("rms_halflife", open_low=True)
         if self.decay is not None:
-            self._check_range("decay", 0, 1)
-        self._check_range("rms_regularizer", 0, math.inf, open_low=True)
-        self._check_range("momentum", 0, 1)
-        self._check_range("average_halflife", 0, math.inf, open_low=True)
+            self._check_number("decay", 1)
+        self._check_number("rms_regularizer", open_low=True)
+        self._check_number("momentum", 1)
+        self._check_number("average_halflife", open_low=True)
         for name in ("initial_accumulator", "weight_decay", "max_update", "average_start", *CLIPS):
-            self._check_range(name, 0, math.inf)
+            self._check_number(name)
 
-    def _check_range(self, name: str, low: float, high: float, open_low: bool = False) -> None:
-        value = getattr(self, name)
-        try:
-            number = math.nan if isinstance(value, bool | str) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isnan(number) and not isinstance(value, float | np.floating):
-            raise TypeError(f"{name} is a number: received {value!r}. Give a float.")
-        inside = (low < number if open_low else low <= number) and number < high
-        if not inside:
-            bracket = "(" if open_low else "["
-            raise ValueError(
-                f"{name} lies in {bracket}{low}, {high}): received {value!r}. "
-                "Give a value in this range."
-            )
+    def _check_number(self, name: str, high: float = math.inf, open_low: bool = False) -> None:
+        number = check_number(name, getattr(self, name), 0, high, open_low=open_low)
         object.__setattr__(self, name, number)
 
     def _check_choices(self) -> None:
         for name in ("nesterov", "centered", "bias_correction", "decoupled_weight_decay"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise TypeError(
-                    f"{name} is True or False: received {getattr(self, name)!r}. Give a bool."
-                )
-        if self.regularize not in ("variance", "rms"):
-            raise ValueError(
-                f"regularize is 'variance' or 'rms': received {self.regularize!r}. Give one."
-            )
-        if self.average not in (None, "ema", "tail"):
-            raise ValueError(
-                f"average is {self.average!r}. It is None, 'ema' or 'tail': give one of these."
-            )
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
+        check_choice("regularize", self.regularize, ("variance", "rms"))
+        if self.average is not None:
+            check_choice("average", self.average, ("ema", "tail"))
         if self.bias_correction and self.initial_accumulator:
             raise ValueError(
-                "bias_correction wipes out the accumulator's start: received initial_accumulator="
-                f"{self.initial_accumulator} with bias_correction=True. Leave one out."
+                f"initial_accumulator={self.initial_accumulator} is given with "
+                "bias_correction=True, which wipes out the accumulator's start. Leave one out."
             )
         clips = [f"{name}={getattr(self, name)}" for name in CLIPS if getattr(self, name)]
         if len(clips) > 1:
             raise ValueError(
-                f"One gradient clip is in force at most: received {' and '.join(clips)}. "
+                f"{' and '.join(clips)} are given: one gradient clip is in force at most. "
                 "Leave one out, or set it to 0."
             )
 
@@ -253,6 +229,17 @@ class Hyperparameters:
             self.average,
             None if isinstance(self.learning_rate, float) else self.learning_rate,
         )
+
+
+def _check_shared_rate(learning_rate: Any) -> None:
+    """Refuse a shared variable that holds no learning rate."""
+    kind = getattr(learning_rate.type, "ndim", None), getattr(learning_rate.type, "dtype", "none")
+    if kind[0] != 0 or kind[1][:3] not in ("flo", "int", "uin"):
+        raise ValueError(
+            f"learning_rate is {describe(learning_rate)}: a shared one is a real scalar. Make the "
+            "shared variable from one number."
+        )
+    check_number("learning_rate", learning_rate.get_value())
 
 
 # What help() and editors show; __new__ would hide it.

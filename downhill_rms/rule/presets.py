@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from downhill_rms.rule.checks import check_choice, check_flag, shown
 from downhill_rms.rule.hyperparameters import Hyperparameters
 from downhill_rms.rule.keywords import refuse_unknown
 
@@ -37,25 +38,38 @@ def preset(name: str, /, **arguments: Any) -> Hyperparameters:
     ValueError
         For an unknown library, or an argument that cannot be expressed here.
     """
-    if name not in PRESETS:
-        raise ValueError(
-            f"A preset is one of {', '.join(PRESETS)}: received {name!r}. Choose one of these."
-        )
-    build = PRESETS[name]
-    refuse_unknown(arguments, list(inspect.signature(build).parameters))
-    return build(**arguments)
+    build = PRESETS[check_choice("name", name, list(PRESETS))]
+    known = inspect.signature(build).parameters
+    refuse_unknown(arguments, list(known))
+    for argument, value in arguments.items():
+        kind = str(known[argument].annotation)
+        if value is None and kind.endswith("None"):
+            continue
+        if value is None:
+            raise TypeError(f"{argument} is None: it takes a value. Leave it out for its default.")
+        if kind.startswith("bool"):
+            check_flag(argument, value)
+    try:
+        return build(**arguments)
+    except (TypeError, ValueError) as error:  # in this library's names
+        given = ", ".join(f"{argument}={shown(value)}" for argument, value in arguments.items())
+        raise type(error)(f"preset({name!r}, {given}): {error}") from error
 
 
 def _refuse(library: str, argument: str, value: Any, instead: str) -> None:
     raise ValueError(
-        f"preset({library!r}) expresses what this library can do: received "
-        f"{argument}={value!r}. {instead}"
+        f"{argument} is {shown(value)}, which preset({library!r}) cannot express. {instead}"
     )
 
 
 def _refuse_schedule(library: str, argument: str, value: Any) -> None:
     if callable(value):
         _refuse(library, argument, value, "Pass a symbolic schedule as learning_rate= to Trainer.")
+
+
+def _or_zero(value: float | None) -> float:
+    """A number that is 0 where a library says None."""
+    return 0.0 if value is None else value
 
 
 def graves(
@@ -223,11 +237,11 @@ def keras(
         momentum=momentum,
         rms_regularizer=epsilon,
         centered=centered,
-        weight_decay=weight_decay or 0.0,
+        weight_decay=_or_zero(weight_decay),
         decoupled_weight_decay=True,
-        max_gradient_norm=clipnorm or 0.0,
-        max_gradient_elem=clipvalue or 0.0,
-        max_global_norm=global_clipnorm or 0.0,
+        max_gradient_norm=_or_zero(clipnorm),
+        max_gradient_elem=_or_zero(clipvalue),
+        max_global_norm=_or_zero(global_clipnorm),
     )
 
 
@@ -275,7 +289,7 @@ def optax(
         initial_accumulator=initial_scale,
         regularize="variance" if eps_in_sqrt else "rms",
         centered=centered,
-        momentum=momentum or 0.0,
+        momentum=_or_zero(momentum),
         nesterov=nesterov,
         bias_correction=bias_correction,
     )

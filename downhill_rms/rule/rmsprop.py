@@ -6,13 +6,14 @@ pairs (shared variable, next value), which any ``pytensor.function`` can apply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 
+from downhill_rms.rule.checks import shown
 from downhill_rms.rule.gradients import CLIPS, add_weight_decay
 from downhill_rms.rule.graph import Update
 from downhill_rms.rule.hyperparameters import Hyperparameters
@@ -98,8 +99,8 @@ class State:
         }
         if values["rms_regularizer"] == 0:
             raise ValueError(
-                "rms_regularizer is above 0 in the parameters' dtype: "
-                f"{hyperparameters.rms_regularizer} is 0 in {self.dtype}. Give a larger value."
+                f"rms_regularizer is {hyperparameters.rms_regularizer}, which is 0 in the "
+                f"parameters' dtype {self.dtype}. Give a larger value."
             )
         return values
 
@@ -209,12 +210,31 @@ def _learning_rate(hyperparameters: Hyperparameters, state: State) -> Any:
     if isinstance(learning_rate, float):
         return state.numbers["learning_rate"]
     if hyperparameters.has_schedule:
-        learning_rate = pt.as_tensor_variable(learning_rate(state.update_count + 1))
-        if learning_rate.type.ndim != 0:
-            raise ValueError(
-                "A learning rate schedule returns a scalar of the update count: received "
-                f"{describe(learning_rate)}. Return one number or a scalar expression."
-            )
+        return scheduled(learning_rate, state.update_count + 1)
+    return learning_rate
+
+
+def scheduled(schedule: Callable[[Any], Any], t: Any) -> Any:
+    """The learning rate that a schedule gives an update, as an expression.
+
+    Raises
+    ------
+    ValueError
+        If it raises an error, or returns no real scalar.
+    """
+    try:
+        learning_rate = pt.as_tensor_variable(schedule(t))
+    except Exception as error:  # the user's code, or what PyTensor has against its result
+        raise ValueError(
+            f"learning_rate is {shown(schedule)}, which cannot be called as a schedule "
+            f"({type(error).__name__}: {error}). Give a function that takes the symbolic update "
+            "count and returns a scalar expression."
+        ) from error
+    if learning_rate.type.ndim != 0 or learning_rate.type.dtype[:3] not in ("flo", "int", "uin"):
+        raise ValueError(
+            f"learning_rate is a schedule that returned {describe(learning_rate)}: it returns a "
+            "real scalar. Return one number or a scalar expression of the update count."
+        )
     return learning_rate
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import threading
@@ -14,10 +15,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from downhill_rms.saving import journal
 from downhill_rms.saving.files import regular
 from downhill_rms.saving.journal import Journal, read_checkpoint
-from downhill_rms.saving.statefile import CheckpointError, write_state
+from downhill_rms.saving.statefile import CheckpointError, check_path, write_state
 
 try:
     import fcntl
@@ -80,17 +83,11 @@ class Checkpoint:
     ) -> None:
         counts = {"every_updates": every_updates, "every_epochs": every_epochs, "keep": keep}
         for name, value in counts.items():
-            if value is None and name != "keep":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} is an integer of at least 1: received {value!r}. Give one."
-                )
-        if every_seconds is not None and not every_seconds > 0:
-            raise ValueError(
-                f"every_seconds is a number above 0: received {every_seconds!r}. Give one."
-            )
-        self.directory = Path(directory)
+            if value is not None or name == "keep":
+                _check_count(name, value)
+        if every_seconds is not None:
+            _check_seconds(every_seconds)
+        self.directory = check_path("directory", directory)
         self.every_updates, self.every_epochs = every_updates, every_epochs
         self.every_seconds, self.keep = every_seconds, keep
         self._limits = (every_updates, every_epochs, every_seconds)
@@ -337,6 +334,35 @@ def _read_step(path: Path) -> dict[str, Any]:
             f"A checkpoint is named by its update: {path} is of update {found}. Rename it."
         )
     return state
+
+
+def as_checkpoint(value: Any) -> Checkpoint | None:
+    """Make a `Checkpoint` of a path; one that is ready, or none, stays as it is.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
+    if value is None or isinstance(value, Checkpoint):
+        return value
+    return Checkpoint(check_path("checkpoint", value))
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} is {value!r:.80}: it takes an integer. Give an int.")
+    if value < 1:
+        raise ValueError(f"{name} is {value!r:.80}: it is at least 1. Give a larger one.")
+
+
+def _check_seconds(value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
+        raise TypeError(f"every_seconds is {value!r:.80}: it takes a number. Give a float.")
+    if not 0 < value < math.inf:
+        raise ValueError(
+            f"every_seconds is {value!r:.80}: it lies in (0, inf). Give a number in this range."
+        )
 
 
 def _holder(lock: IO[str]) -> str:

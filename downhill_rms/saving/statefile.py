@@ -76,6 +76,16 @@ class _Hashing:
         self.file.flush()
 
 
+def check_path(name: str, value: Any) -> Path:
+    """The path of a file or directory, if it is one."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} is {value!r:.80}: it takes a path. Give a str or a Path.")
+    path = os.fspath(value)
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError(f"{name} is {value!r:.80}: no file has that name. Give another.")
+    return Path(path)
+
+
 def write_state(
     path: Path, state: Mapping[str, Any], metadata: Mapping[str, Any] | None = None
 ) -> None:
@@ -97,13 +107,18 @@ def write_state(
     TypeError
         If the state holds what such a file cannot.
     """
-    path = Path(path)
+    path = check_path("path", path)
+    for name, values in (("state", state), ("metadata", metadata or {})):
+        if not (isinstance(values, Mapping) and all(isinstance(key, str) for key in values)):
+            raise TypeError(
+                f"{name} is {values!r:.80}: it takes a mapping whose keys are texts. Give a dict."
+            )
     for name, value in state.items():
         kind = value.dtype.kind if isinstance(value, np.ndarray) else "plain"
         if kind not in "biufc" and not isinstance(value, PLAIN):
             raise TypeError(
-                f"A state holds arrays of numbers and plain values: received {name!r}, a "
-                f"{type(value).__name__} ({value!r:.80}). Convert it."
+                f"state has {name!r}, a {type(value).__name__} ({value!r:.80}): it takes arrays of "
+                "numbers and plain values. Convert it."
             )
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
@@ -119,8 +134,8 @@ def write_state(
         sync_directory(path.parent)
     except OSError as error:
         raise CheckpointError(
-            f"A checkpoint is written whole or not at all: {path} could not be written ({error}). "
-            "What was there before is intact. Make room, or give another directory."
+            f"{path} could not be written ({error}); what was there before is intact. Make room, "
+            "or give another path."
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -182,7 +197,7 @@ def read_state(path: Path) -> dict[str, Any]:
         If the file is not there, is damaged, or is no checkpoint of this format. Nothing in it is
         executed, and no more is allocated than the file holds.
     """
-    with _opened(Path(path)) as (archive, header):
+    with _opened(check_path("path", path)) as (archive, header):
         state = dict(header["values"])
         members = _members(header["arrays"], header["format"])
         for member, (name, (dtype, shape)) in zip(members, header["arrays"].items(), strict=True):
@@ -192,7 +207,7 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """What `write_state` was given as metadata, and ``versions`` of Python and NumPy."""
-    with _opened(Path(path)) as (_, header):
+    with _opened(check_path("path", path)) as (_, header):
         return {**header["metadata"], "versions": header["versions"]}
 
 

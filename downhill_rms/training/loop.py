@@ -424,9 +424,8 @@ class Loop:
         fields.refuse_unknown()
         if fields.faults or of_steps is None:
             raise ValueError(
-                "A state fits the trainer that it was taken from: "
-                f"{'; '.join(sorted(fields.faults))}. Build the same loss with the same names, "
-                "shapes and dtypes."
+                f"The state does not fit this trainer: {'; '.join(sorted(fields.faults))}. Build "
+                "the same loss with the same names, shapes and dtypes."
             )
         if fields.lacking:
             warnings.warn(

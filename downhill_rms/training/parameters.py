@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from downhill_rms.rule import refuse_unknown
+from downhill_rms.rule import check_list, refuse_unknown, shown
 
 Arrays = dict[str, np.ndarray]  # variable name -> value
 
@@ -90,11 +90,11 @@ class Parameters(NamedVariables):
             If the number, a shape or a dtype does not match. Nothing is set then.
         """
         if not isinstance(targets, Mapping):
+            targets = check_list("targets", targets, "arrays")
             if len(targets) != len(self.variables):
                 raise ValueError(
-                    f"There is one value for each parameter: received {len(targets)} for "
-                    f"{len(self.variables)} ({', '.join(self.variables)}). Give as many, or a "
-                    "dict by name."
+                    f"targets has {len(targets)} values for {len(self.variables)} parameters "
+                    f"({', '.join(self.variables)}): each has one. Give as many, or a dict by name."
                 )
             targets = dict(zip(self.variables, targets, strict=True))
         refuse_unknown(targets, list(self.variables), "parameter")
@@ -102,10 +102,16 @@ class Parameters(NamedVariables):
 
     def _checked(self, name: str, value: Any) -> np.ndarray:
         current = self.variables[name].get_value(borrow=True)
-        array = np.array(value, order="C")
+        try:
+            array = np.array(value, order="C")
+        except (TypeError, ValueError) as error:  # lists of different lengths, for one
+            raise ValueError(
+                f"parameter {name!r} is given {shown(value)}: its value is an array ({error}). "
+                "Give one."
+            ) from error
         if array.shape != current.shape or not np.can_cast(array.dtype, current.dtype, "same_kind"):
             raise ValueError(
-                f"A parameter keeps its shape and kind: received {array.shape} {array.dtype} for "
-                f"{name!r} of {current.shape} {current.dtype}. Reshape or convert it."
+                f"parameter {name!r} of {current.shape} {current.dtype} is given {array.shape} "
+                f"{array.dtype}: it keeps its shape and kind. Reshape or convert the value."
             )
         return array.astype(current.dtype, copy=False)

@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from downhill_rms.data import Batch, BoundDataset, order_faults
-from downhill_rms.rule import Hyperparameters
+from downhill_rms.rule import (
+    Hyperparameters,
+    check_choice,
+    check_count,
+    check_flag,
+    check_list,
+    shown,
+)
 from downhill_rms.saving import Checkpoint
 from downhill_rms.training.fields import (
     FieldError,
@@ -183,39 +190,35 @@ class Run:
     def __post_init__(self) -> None:
         for name in ("max_updates", "max_epochs", "validate_every", "updates_per_call"):
             value = getattr(self, name)
-            if value is None and name.startswith("max_"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name} is an integer of at least 1: received {value!r}. Give one."
+            if value is not None or not name.startswith("max_"):
+                setattr(self, name, check_count(name, value))
+        for name in ("restore_best", "resume", "save_batch"):
+            setattr(self, name, check_flag(name, getattr(self, name)))
+        check_choice("on_divergence", self.on_divergence, ("stop", "raise", "rollback"))
+        self.observers = check_list("observers", self.observers, "functions")
+        for observer in self.observers:
+            if not callable(observer):
+                raise TypeError(
+                    f"observers has {shown(observer)}: an observer is a callable that is given "
+                    "each record. Give a list of functions."
                 )
-        self._check_choices()
+        self._check_company()
 
-    def _check_choices(self) -> None:
-        if self.on_divergence not in ("stop", "raise", "rollback"):
+    def _check_company(self) -> None:
+        """Refuse options that another one excludes, or needs."""
+        if self.save_batch and self.updates_per_call > 1:
             raise ValueError(
-                "on_divergence is 'stop', 'raise' or 'rollback': received "
-                f"{self.on_divergence!r}. Give one."
+                f"save_batch is given with updates_per_call={self.updates_per_call}: it needs the "
+                "state before each update. Leave one out."
             )
         wanting = {
             "resume": self.resume,
             "save_batch": self.save_batch,
             "on_divergence='rollback'": self.on_divergence == "rollback",
         }
-        if self.save_batch and self.updates_per_call > 1:
-            raise ValueError(
-                "save_batch needs the state before each update: received updates_per_call="
-                f"{self.updates_per_call}. Leave one out."
-            )
-        for observer in self.observers:
-            if not callable(observer):
-                raise TypeError(
-                    f"An observer is a callable that is given each record: received {observer!r}. "
-                    "Give a list of functions."
-                )
         for name, wanted in wanting.items():
             if wanted and self.checkpoint is None:
-                raise ValueError(f"{name} needs checkpoints: received none. Give checkpoint=.")
+                raise ValueError(f"{name} is given without checkpoint=, which it needs. Give both.")
 
     @property
     def seconds(self) -> float:
@@ -400,8 +403,8 @@ def check_rollback(on_divergence: str, hyperparameters: Hyperparameters) -> None
     """Refuse to roll back what has no learning rate to halve."""
     if on_divergence == "rollback" and not isinstance(hyperparameters.learning_rate, float):
         raise ValueError(
-            "learning_rate is a number for on_divergence='rollback', which halves it: received "
-            f"{hyperparameters.learning_rate!r}. Give a number, or another on_divergence."
+            f"learning_rate is {shown(hyperparameters.learning_rate)}: on_divergence='rollback' "
+            "halves it, and takes a number. Give one, or another on_divergence."
         )
 
 

@@ -26,10 +26,13 @@ from downhill_rms.rule import (
     LossGraph,
     State,
     Update,
+    check_flag,
+    check_number,
     gradients,
     read_outputs,
     refuse_unknown,
     rmsprop_updates,
+    scheduled,
     telemetry_names,
     update_telemetry,
     warn_of_suspects,
@@ -98,12 +101,12 @@ class Steps:
         self.graph, self.mode = graph, mode
         self.gradients = gradients.differentiate(graph.loss, graph.params)
         warn_of_suspects(graph, self.gradients)
-        if monitor_gradients:
+        if check_flag("monitor_gradients", monitor_gradients):
             named = zip(graph.param_names, self.gradients, strict=True)
             norms = [(f"grad({name})", gradients.norm([g])) for name, g in named]
             monitors = named_expressions([*monitors.items(), *norms])
         self.names = ["loss", *monitors]
-        self.monitor_updates = monitor_updates
+        self.monitor_updates = check_flag("monitor_updates", monitor_updates)
         telemetry = telemetry_names(graph.param_names) if monitor_updates else []
         self.update_names = [*self.names, *telemetry]
         self.outputs = [graph.loss, *monitors.values()]
@@ -171,6 +174,8 @@ class Steps:
     def use(self, keywords: Mapping[str, Any], updates_per_call: int | None = None) -> None:
         """Put changed hyperparameters in force; a new structure is compiled at the next update."""
         new = self.changed(keywords)
+        if new.has_schedule and new.learning_rate not in self._schedules:
+            check_number("learning_rate", self._scheduled(new.learning_rate, self.update_count + 1))
         if updates_per_call is not None:
             if updates_per_call > 1:
                 check_stackable(self.graph.inputs)
@@ -199,11 +204,14 @@ class Steps:
             return learning_rate
         if not self.hyperparameters.has_schedule:
             return float(learning_rate.get_value())
-        if learning_rate not in self._schedules:
+        return self._scheduled(learning_rate, self.update_count)
+
+    def _scheduled(self, schedule: Any, update: int) -> float:
+        """The learning rate that a schedule gives an update."""
+        if schedule not in self._schedules:
             t = pt.lscalar("t")
-            value = pt.as_tensor_variable(learning_rate(t))
-            self._schedules[learning_rate] = UncompiledFunction([t], [value])
-        (value,) = self._schedules[learning_rate](np.array(self.update_count, dtype="int64"))
+            self._schedules[schedule] = UncompiledFunction([t], [scheduled(schedule, t)])
+        (value,) = self._schedules[schedule](np.array(update, dtype="int64"))
         return float(value)
 
     def new_updates(self, hyperparameters: Hyperparameters) -> list[Update]:

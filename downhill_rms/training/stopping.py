@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from enum import StrEnum
 
+from downhill_rms.rule import check_flag, check_number
+
 
 class StopReason(StrEnum):
     """Why the last run ended."""
@@ -62,12 +64,10 @@ class Patience:
         monitor: str = "loss",
         higher_is_better: bool = False,
     ) -> None:
-        for name, value in (("patience", patience), ("min_improvement", min_improvement)):
-            if isinstance(value, bool) or not value >= 0:
-                raise ValueError(f"{name} is a number of at least 0: received {value!r}. Give one.")
-        self.patience = patience
-        self.min_improvement = min_improvement
-        self.monitor, self.higher_is_better = monitor, higher_is_better
+        self.patience = check_number("patience", patience, closed_high=True)
+        self.min_improvement = check_number("min_improvement", min_improvement)
+        self.monitor = monitor
+        self.higher_is_better = check_flag("higher_is_better", higher_is_better)
         self.best_value = math.nan
         self.failures = 0
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downhill_rms.rule import shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -28,6 +30,8 @@ FEW = 30  # points of a line that are marked one by one
 
 def open_panels(count: int, ax: Axes | None) -> list[Any]:
     """Axes one above another in a new figure, or the caller's."""
+    if ax is not None and not hasattr(ax, "transAxes"):
+        raise TypeError(f"ax is {shown(ax)}: it takes axes of matplotlib's. Give one, or None.")
     panels = [ax] if ax else list(_new_figure().subplots(count, squeeze=False)[:, 0])
     for panel in panels:
         panel.grid(True, color="0.88", linewidth=0.6)

@@ -16,6 +16,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from downhill_rms.rule import check_path
 from downhill_rms.watching.monitors import Values
 from downhill_rms.watching.notebook import html_table
 
@@ -193,7 +194,7 @@ class History:
         HistoryError
             If it cannot be written; a file that was there is intact then.
         """
-        _write(Path(path), "".join(line + "\n" for line in self.lines()))
+        _write(check_path("path", path), "".join(line + "\n" for line in self.lines()))
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike[str]) -> History:
@@ -206,7 +207,7 @@ class History:
         HistoryError
             If the file cannot be read, or another line is no record.
         """
-        records, cut = _read(Path(path))
+        records, cut = _read(check_path("path", path))
         if cut:
             log.warning("%s: the last line was cut by a crash and is left out", path)
         return cls(records)
@@ -229,7 +230,7 @@ class History:
             counts = [getattr(record, name) for name in COUNTS]
             values = [*map(record.train.get, train), *map(record.valid.get, valid)]
             writer.writerow([*counts, *values])
-        _write(Path(path), table.getvalue())
+        _write(check_path("path", path), table.getvalue())
 
     @classmethod
     def from_csv(cls, path: str | os.PathLike[str]) -> History:
@@ -241,7 +242,7 @@ class History:
             If the file cannot be read or is no such table.
         """
         try:
-            with open(path, encoding="utf-8", newline="") as file:
+            with open(check_path("path", path), encoding="utf-8", newline="") as file:
                 names, *rows = csv.reader(file, strict=True)
             if absent := COUNTS.keys() - names:
                 raise ValueError(f"no column {', '.join(sorted(absent))}")
@@ -318,7 +319,7 @@ class HistoryFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = check_path("path", path)
         self._file: io.FileIO | None = None
         self._epoch = 0
         if self.path.exists():  # whatever is wrong with it shows before anything is trained

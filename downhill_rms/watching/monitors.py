@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from downhill_rms.rule import check_list, shown
+
 Values = dict[str, float]  # monitor name -> mean over a pass, "loss" first
 
 
@@ -32,25 +34,31 @@ def named_expressions(
     ValueError
         If a name occurs twice or is ``"loss"``, which every pass reports first.
     """
-    pairs = list(monitors.items() if isinstance(monitors, Mapping) else monitors)
+    given = monitors.items() if isinstance(monitors, Mapping) else monitors
+    pairs = check_list("monitors", given, "pairs (name, expression)")
     named: dict[str, Any] = {}
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(
-                f"Monitors are a dict or pairs of a name and an expression: received {pair!r}. "
+                f"monitors has {shown(pair)}: it takes pairs of a name and an expression. "
                 "Write {'error': expression}."
             )
         name, expression = pair
         if name == "loss" or name in named:
             raise ValueError(
-                f"Monitors have different names, none of them 'loss': received {name!r} again. "
-                "Rename it."
+                f"monitors has {name!r} again: their names differ, also from 'loss'. Rename it."
             )
-        ndim = getattr(getattr(expression, "type", None), "ndim", None)
-        if ndim != 0:
+        kind: Any = getattr(expression, "type", None)
+        ndim = getattr(kind, "ndim", None)
+        if ndim != 0 or not hasattr(expression, "owner"):
             raise TypeError(
-                f"A monitor is a symbolic scalar: {name!r} is {expression!r} of {ndim} "
-                "dimensions. Reduce it, for example with .mean()."
+                f"monitors has {name!r}, which is {shown(expression)} of {ndim} dimensions: a "
+                "monitor is a symbolic scalar. Reduce it, for example with .mean()."
+            )
+        if np.dtype(kind.dtype).kind not in "biuf":
+            raise TypeError(
+                f"monitors has {name!r} of dtype {kind.dtype}: a monitor is real. Take abs() of "
+                "it, or its real part."
             )
         named[name] = expression
     return named

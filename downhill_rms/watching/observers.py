@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from downhill_rms.rule import Hyperparameters
+from downhill_rms.rule import Hyperparameters, check_path
 from downhill_rms.watching.history import Record
 
 # MLflow takes slashes too, but a store of files makes directories of them: a monitor could not be
@@ -52,6 +52,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
+        folder = check_path("directory", directory)
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -62,7 +63,7 @@ class TensorBoard:
             ) from error
         self._event, self._session = event_pb2.Event, event_pb2.SessionLog
         self._summary = summary_pb2.Summary
-        self._writer = EventFileWriter(os.fspath(directory))
+        self._writer = EventFileWriter(str(folder))
         self._updates = math.inf
 
     def __call__(self, record: Record) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downhill_rms.rule import check_count, check_list, check_number, shown
 from downhill_rms.watching.figures import (
     COLOURS,
     MARKERS,
@@ -77,9 +78,10 @@ def learning_curves(
     ImportError
         If matplotlib is not installed.
     """
-    names = [monitors] if isinstance(monitors, str) else list(monitors)
-    runs = {"": histories} if isinstance(histories, History) else dict(histories)
+    names = [monitors] if isinstance(monitors, str) else check_list("monitors", monitors, "names")
+    runs = _named_runs(histories)
     _check_monitors(runs, names, ax)
+    _check_colour_by(colour_by)
     if colour_by is not None and (without := [run for run in runs if run not in colour_by[1]]):
         raise ValueError(
             f"colour_by has no {colour_by[0]} for {', '.join(map(repr, without))}. Every run has "
@@ -118,15 +120,12 @@ def decay_coefficients(
     ImportError
         If matplotlib is not installed.
     """
-    outside = [decay for decay in decays if not 0 <= decay < 1]
-    if outside or len(decays) == 0:
-        raise ValueError(
-            f"decays lie in [0, 1), one at least: received {outside or 'none'}. Give such values."
-        )
-    if steps < 1:
-        raise ValueError(f"steps is at least 1: received {steps}. Give a larger one.")
+    given = check_list("decays", decays, "numbers")
+    decays = [check_number(f"decays[{i}]", decay, 0, 1) for i, decay in enumerate(given)]
+    if not decays:
+        raise ValueError("decays is empty: there is one at least. Give numbers in [0, 1).")
+    age = np.arange(check_count("steps", steps))
     panels = open_panels(1, ax)
-    age = np.arange(steps)
     lines = [
         draw_line(
             panels[0], age, (1 - decay) * np.power(float(decay), age), index, f"γ = {decay:g}"
@@ -175,21 +174,38 @@ def trace_2d(
     ImportError
         If matplotlib is not installed.
     """
-    points = np.array(trace, dtype=float)
+    points = _as_points(trace)
+    first, second = _axis_names(names)
     finite = np.isfinite(points).all(axis=-1) if points.ndim == 2 else np.zeros(0, dtype=bool)
     if points.ndim != 2 or points.shape[1] != 2 or not finite.any():
         raise ValueError(
-            "A trace is an array of shape (n, 2) with a finite point: received shape "
-            f"{points.shape} with {int(finite.sum())} finite. Give a row for each update."
+            f"trace has shape {points.shape} with {int(finite.sum())} finite points: it is an "
+            "array of shape (n, 2) with one at least. Give a row for each update."
         )
     points[~finite] = np.nan
     panels = open_panels(1, ax)
     panels[0].grid(False)
     _draw_contours(panels[0], function, points[finite])
     _draw_path(panels[0], points, points[finite])
-    panels[0].set_xlabel(names[0], parse_math=False)
-    panels[0].set_ylabel(names[1], parse_math=False)
+    panels[0].set_xlabel(first, parse_math=False)
+    panels[0].set_ylabel(second, parse_math=False)
     return finish(panels, ax)
+
+
+def _as_points(trace: Any) -> np.ndarray:
+    try:
+        return np.array(trace, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"trace is {shown(trace)}: it is an array of numbers ({error}). Give a row of two for "
+            "each update."
+        ) from error
+
+
+def _axis_names(names: Any) -> tuple[str, str]:
+    if not (isinstance(names, tuple | list) and [type(n) for n in names] == [str, str]):
+        raise TypeError(f"names is {shown(names)}: it takes two texts. Give ('x1', 'x2').")
+    return names[0], names[1]
 
 
 def update_ratios(history: History, *, ax: Axes | None = None) -> Figure:
@@ -216,12 +232,14 @@ def update_ratios(history: History, *, ax: Axes | None = None) -> Figure:
     ImportError
         If matplotlib is not installed.
     """
+    if not isinstance(history, History):
+        raise TypeError(f"history is {shown(history)}: it takes a History. Give trainer.history.")
     monitors = dict.fromkeys(name for record in history for name in record.train)
     params = [name[len(RATIO) : -1] for name in monitors if name.startswith(RATIO)]
     if not params:
         raise ValueError(
-            "Update ratios are monitors of training: this history has "
-            f"{', '.join(monitors) or 'none'}. Train with Trainer(..., monitor_updates=True)."
+            f"history has the monitors {', '.join(monitors) or 'none'}, and no update ratios. "
+            "Train with Trainer(..., monitor_updates=True)."
         )
     panels = open_panels(2, ax)
     for kind, panel in zip(("update_ratio", "at_floor"), panels, strict=False):
@@ -242,24 +260,43 @@ def update_ratios(history: History, *, ax: Axes | None = None) -> Figure:
     return finish(panels, ax)
 
 
+def _named_runs(histories: Any) -> dict[str, History]:
+    runs = {"": histories} if isinstance(histories, History) else histories
+    if not (isinstance(runs, Mapping) and all(isinstance(run, History) for run in runs.values())):
+        raise TypeError(
+            f"histories is {shown(histories)}: it takes a History, or a dict of several by name. "
+            "Give trainer.history."
+        )
+    return {str(name): run for name, run in runs.items()}
+
+
+def _check_colour_by(value: Any) -> None:
+    pair = value if isinstance(value, tuple | list) and len(value) == 2 else (None, None)
+    if value is not None and not (isinstance(pair[0], str) and isinstance(pair[1], Mapping)):
+        raise TypeError(
+            f"colour_by is {shown(value)}: it takes a text and a mapping of runs to numbers. Give "
+            "('learning rate', {...})."
+        )
+
+
 def _check_monitors(runs: Mapping[str, History], monitors: Sequence[str], ax: Axes | None) -> None:
     if not runs or not monitors:
         raise ValueError(
-            f"A picture has a run and a monitor at least: received {len(runs)} and "
-            f"{len(monitors)}. Give one."
+            f"histories has {len(runs)} runs and monitors {len(monitors)} names: a picture has one "
+            "of each at least. Give one."
         )
     if ax is not None and len(monitors) > 1:
         raise ValueError(
-            f"One panel shows one monitor: received ax with {len(monitors)} "
-            f"({', '.join(monitors)}). Give one, or leave ax out."
+            f"ax is given with {len(monitors)} monitors ({', '.join(map(str, monitors))}): one "
+            "panel shows one. Give one, or leave ax out."
         )
     for run, history in runs.items():
         known = dict.fromkeys(name for record in history for name in (*record.train, *record.valid))
         unknown = [name for name in monitors if known and name not in known]
         if unknown:
             raise ValueError(
-                f"A curve is drawn of a monitor: {run or 'this history'} has no {unknown[0]!r}, "
-                f"only {', '.join(known)}. Give one."
+                f"monitors has {shown(unknown[0])}: {run or 'this history'} has only "
+                f"{', '.join(known)}. Give one of these."
             )
 
 
@@ -332,8 +369,14 @@ def _draw_contours(panel: Axes, function: Callable[[Any, Any], Any], points: np.
     margin = np.maximum(0.15 * span, (least - span) / 2)
     x1, x2 = (np.linspace(*ends, GRID) for ends in zip(low - margin, high + margin, strict=True))
     with np.errstate(all="ignore"):
-        values = np.asarray(function(*np.meshgrid(x1, x2)), dtype=float)
-    heights = np.ma.masked_invalid(np.broadcast_to(values, (GRID, GRID)))
+        try:
+            values = np.asarray(function(*np.meshgrid(x1, x2)), dtype=float)
+            heights = np.ma.masked_invalid(np.broadcast_to(values, (GRID, GRID)))
+        except Exception as error:  # the caller's code, or what it returned
+            raise ValueError(
+                f"function is {shown(function)}, which gave no loss of arrays of both parameters "
+                f"({type(error).__name__}: {error}). Give one that computes elementwise."
+            ) from error
     heights = heights - heights.min()
     above = heights.compressed()[heights.compressed() > 0]
     lowest = np.quantile(above, LOWEST) if above.size else math.inf

@@ -10,6 +10,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from downhill_rms.rule import check_flag
+
 EVERY = 0.1  # seconds from one drawing to the next, the least
 WIDE = 100  # columns from which the line is written out
 DIGITS = 7  # columns of a value
@@ -186,7 +188,7 @@ def _is_shown(wanted: bool | None) -> bool:
     if wanted is None:
         installed = importlib.util.find_spec("tqdm") is not None
         wanted = installed and not log.isEnabledFor(logging.INFO)
-    return wanted and (sys.stderr.isatty() or _in_notebook())
+    return check_flag("progress", wanted) and (sys.stderr.isatty() or _in_notebook())
 
 
 def _in_notebook() -> bool:

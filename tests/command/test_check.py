@@ -77,7 +77,7 @@ def test_changed_hyperparameters_are_marked():
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        (lambda: Problem(loss=3), "symbolic PyTensor scalar: received 3"),
+        (lambda: Problem(loss=3), "loss is 3: it is a symbolic PyTensor scalar"),
         (lambda: Problem(loss=pt.vector("x").sum()), "at least one parameter"),
         (lambda: line(train=[X, Y[:10]]), "same number of samples"),
         (lambda: line(train=[X[:, 0], Y]), "number of dimensions"),

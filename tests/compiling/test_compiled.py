@@ -38,8 +38,11 @@ def test_a_function_that_fails_to_compile_can_be_tried_again(mode):
 
 
 def test_an_unknown_mode_is_refused_before_anything_is_built():
-    with pytest.raises(ValueError, match=r"received 'FAST'\. Give one of .*NUMBA"):
+    with pytest.raises(ValueError, match=r"mode is 'FAST': .* Give one of .*NUMBA"):
         check_mode("FAST")
+    for unknown in (3, [], True, object()):
+        with pytest.raises(ValueError, match="mode is .* Give one of"):
+            check_mode(unknown)
 
 
 @pytest.mark.parametrize("known", [None, "NUMBA", "FAST_COMPILE"])

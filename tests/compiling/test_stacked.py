@@ -98,7 +98,7 @@ def test_inputs_keep_their_names_types_and_static_shapes():
 
 def test_sparse_minibatches_are_refused():
     x = pytensor.sparse.csr_matrix("x")
-    with pytest.raises(TypeError, match="dense arrays: received the input 'x'"):
+    with pytest.raises(TypeError, match="updates_per_call is above 1 for the input 'x'"):
         check_stackable([x])
 
 

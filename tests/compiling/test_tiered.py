@@ -504,7 +504,7 @@ def test_one_call_has_a_mode_of_the_users_own(quick, caplog):
 
 def test_the_mode_has_a_name():
     check_mode("tiered")
-    with pytest.raises(ValueError, match=r"received 'tired'\. Give one of .*tiered"):
+    with pytest.raises(ValueError, match=r"mode is 'tired': .* Give one of .*tiered"):
         check_mode("tired")
 
 

@@ -335,7 +335,7 @@ def test_as_dataset():
     made = as_dataset(np.arange(10), "train", batch_size=4)
     assert (made.name, len(made), len(as_dataset(np.arange(33), "x"))) == ("train", 3, 2)
     assert len(as_dataset(np.arange(10), "train", iteration_size=9)) == 9
-    with pytest.raises(ValueError, match="A Dataset has its own sizes.*batch size of 4"):
+    with pytest.raises(ValueError, match="batch_size=4 .* a Dataset that has its own sizes"):
         as_dataset(dataset, "train", batch_size=4)
 
 
@@ -372,16 +372,20 @@ def test_refused_inputs(inputs, error, message):
 @pytest.mark.parametrize(
     ("keywords", "error", "message"),
     [
-        ({"shuffle": "sample"}, ValueError, "shuffle is .*: received 'sample'"),
-        ({"shuffle": True}, ValueError, "shuffle is .*: received True"),
-        ({"batch_size": 2.0}, TypeError, "batch_size is an integer: received 2.0"),
-        ({"batch_size": None}, TypeError, "batch_size is an integer"),
-        ({"batch_size": True}, TypeError, "batch_size is an integer"),
-        ({"axis": -1}, ValueError, "axis is at least 0: received -1"),
-        ({"axis": "rows"}, TypeError, "axis is an integer"),
+        ({"shuffle": "sample"}, ValueError, "shuffle is 'sample': it takes"),
+        ({"shuffle": True}, ValueError, "shuffle is True: it takes"),
+        ({"batch_size": 2.0}, TypeError, "batch_size is 2.0: it takes an integer"),
+        ({"batch_size": None}, TypeError, "batch_size is .*: it takes an integer"),
+        ({"batch_size": True}, TypeError, "batch_size is .*: it takes an integer"),
+        ({"axis": -1}, ValueError, "axis is -1: it is at least 0"),
+        ({"axis": "rows"}, TypeError, "axis is 'rows': it takes an integer"),
         ({"axis": 2}, ValueError, r"samples along axis 2: received shapes array 0: \(4, 3\)"),
-        ({"iteration_size": 0}, ValueError, "iteration_size is at least 1"),
-        ({"iteration_size": 1.5}, TypeError, "iteration_size is an integer"),
+        ({"iteration_size": 0}, ValueError, "iteration_size is 0: it is at least 1"),
+        ({"rng": "a"}, TypeError, "rng is 'a'"),
+        ({"rng": -1}, ValueError, "rng is -1"),
+        ({"rng": 1.5}, TypeError, "rng is 1.5"),
+        ({"name": 3}, TypeError, "name is 3"),
+        ({"iteration_size": 1.5}, TypeError, "iteration_size is 1.5: it takes an integer"),
     ],
 )
 def test_refused_arguments(keywords, error, message):

@@ -78,10 +78,10 @@ def test_inputs_of_monitors_come_after_those_of_the_loss():
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (3.0, "A loss is a symbolic PyTensor scalar: received 3.0"),
-        ((X @ shared(np.ones(3), "w")), "received .* of 1 dimensions. Reduce it"),
-        (shared(2, "n") * pt.iscalar("k"), "real floating point: .*dtype int"),
-        (pt.zscalar("c") * shared(1.0, "w"), "real floating point: .* dtype complex"),
+        (3.0, "loss is 3.0: it is a symbolic PyTensor scalar"),
+        ((X @ shared(np.ones(3), "w")), "loss is .* of 1 dimensions: .* Reduce it"),
+        (shared(2, "n") * pt.iscalar("k"), "dtype int.*: it is real floating point"),
+        (pt.zscalar("c") * shared(1.0, "w"), "dtype complex.*: it is real floating point"),
     ],
 )
 def test_losses_that_are_none(loss, message):
@@ -90,13 +90,13 @@ def test_losses_that_are_none(loss, message):
 
 
 def test_no_parameter():
-    with pytest.raises(ValueError, match="at least one parameter"):
+    with pytest.raises(ValueError, match="no floating-point shared variable"):
         read_graph(X.sum())
 
 
 def test_parameter_that_is_not_connected():
     loss, w, _ = regression()
-    with pytest.raises(ValueError, match="'other' .* not connected"):
+    with pytest.raises(ValueError, match="'other' .* not part of the loss"):
         read_graph(loss, params=[w, shared(1.0, "other")])
 
 
@@ -110,9 +110,9 @@ def test_parameter_that_is_connected_by_its_shape_only():
     ("param", "message"),
     [
         (shared(3, "count"), "'count' .*int64"),
-        (pt.random.shared_rng(seed=1, name="rng"), "'rng' .* is a random generator"),
-        (X, "A parameter is a shared variable: received 'x'"),
-        (np.ones(3), "A parameter is a shared variable"),
+        (pt.random.shared_rng(seed=1, name="rng"), "'rng' .* a random generator"),
+        (X, "params has 'x' .* a parameter is a shared variable"),
+        (np.ones(3), "params has .* a parameter is a shared variable"),
     ],
 )
 def test_things_that_are_no_parameters(param, message):
@@ -123,19 +123,19 @@ def test_things_that_are_no_parameters(param, message):
 
 def test_parameter_given_twice():
     loss, w, _ = regression()
-    with pytest.raises(ValueError, match="'w' .* listed twice"):
+    with pytest.raises(ValueError, match="params has 'w' .* twice"):
         read_graph(loss, params=[w, w])
 
 
 def test_parameter_that_an_update_assigns():
     loss, w, _ = regression()
-    with pytest.raises(ValueError, match="'w' .* assigned by an update"):
+    with pytest.raises(ValueError, match="'w' .* which an update assigns too"):
         read_graph(loss, params=[w], updates=[(w, w + 1)])
 
 
 def test_update_of_something_that_is_not_shared():
     loss, _, _ = regression()
-    with pytest.raises(TypeError, match="An update assigns a shared variable: received 'x'"):
+    with pytest.raises(TypeError, match="updates assigns 'x'"):
         read_graph(loss, updates=[(X, X + 1)])
 
 
@@ -155,9 +155,9 @@ def test_unused_input_warns():
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        ([X, X, Y], ValueError, "'x' .* listed twice"),
+        ([X, X, Y], ValueError, "inputs has 'x' .* twice"),
         ([X, Y, shared(1.0, "w")], TypeError, "'w' .* has a value already"),
-        ([X + 1, X, Y], TypeError, "An input is a free symbolic variable"),
+        ([X + 1, X, Y], TypeError, "an input is a free symbolic variable"),
     ],
 )
 def test_things_that_are_no_inputs(inputs, error, message):

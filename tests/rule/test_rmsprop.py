@@ -193,7 +193,7 @@ def test_schedule_of_the_update_count(dtype, mode):
 def test_schedule_that_is_no_scalar_is_refused():
     w = pytensor.shared(np.ones(3), name="w")
     options = Hyperparameters(learning_rate=lambda t: pt.ones(3) * t)
-    with pytest.raises(ValueError, match="schedule returns a scalar"):
+    with pytest.raises(ValueError, match="schedule that returned .*: it returns a real scalar"):
         rmsprop_updates([w], [w.type()], options, State([w], ["w"]))
 
 
@@ -219,7 +219,7 @@ def test_numbers_change_without_a_new_graph(mode):
 
 def test_regularizer_that_vanishes_in_float32_is_refused():
     w = pytensor.shared(np.ones(3, dtype="float32"), name="w")
-    with pytest.raises(ValueError, match=r"1e-50 is 0 in float32"):
+    with pytest.raises(ValueError, match=r"1e-50, which is 0 .* float32"):
         State([w], ["w"]).assign(Hyperparameters(rms_regularizer=1e-50))
 
 

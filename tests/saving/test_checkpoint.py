@@ -22,15 +22,19 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every_updates": 0}, "every_updates is an integer of at least 1"),
-        ({"every_epochs": 1.5}, "every_epochs is an integer"),
-        ({"every_seconds": 0}, "every_seconds is a number above 0"),
-        ({"keep": None}, "keep is an integer"),
+        ({"every_updates": 0}, "every_updates is 0: it is at least 1"),
+        ({"every_epochs": 1.5}, "every_epochs is 1.5: it takes an integer"),
+        ({"every_seconds": 0}, "every_seconds is 0: it lies in"),
+        ({"every_seconds": True}, "every_seconds is True: it takes a number"),
+        ({"every_seconds": "a"}, "every_seconds is 'a'"),
+        ({"keep": None}, "keep is None: it takes an integer"),
+        ({"directory": None}, "directory is None"),
+        ({"directory": ""}, "directory is ''"),
     ],
 )
 def test_options(options, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        Checkpoint(tmp_path, **options)
+    with pytest.raises((TypeError, ValueError), match=message):
+        Checkpoint(**{"directory": tmp_path, **options})
 
 
 def test_due_by_updates_and_epochs(tmp_path):

@@ -348,7 +348,7 @@ def test_reading_takes_little_more_than_the_array(tmp_path):
 
 @pytest.mark.parametrize("value", [{1}, [1], np.float32(1), np.array([{}]), np.array(["a"])])
 def test_what_a_file_cannot_hold_is_named(value, tmp_path):
-    with pytest.raises(TypeError, match="received 'x', a "):
+    with pytest.raises(TypeError, match="state has 'x', a "):
         write_state(tmp_path / "state.npz", {"x": value})
     assert names(tmp_path) == []
 

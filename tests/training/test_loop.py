@@ -91,7 +91,7 @@ def test_an_observer_that_fails_ends_the_run_with_the_best_in_place(mode):
 
 
 def test_what_is_no_observer_is_refused_at_once(mode):
-    with pytest.raises(TypeError, match=r"An observer is a callable .* received 'file'"):
+    with pytest.raises(TypeError, match=r"observers has 'file': an observer is a callable"):
         make(mode).iterate(DATA, observers=["file"])
 
 

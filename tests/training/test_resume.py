@@ -199,7 +199,7 @@ def test_other_training_data_are_refused(mode):
         ("accumulator/w_mean", np.zeros(2), r"accumulator/w_mean is \(2,\)"),
         ("signature", '{"inputs": [], "params": [], "monitors": []}', "monitors are .* instead"),
         ("signature", None, "signature cannot be read"),
-        ("hyperparameter/momentum", 2.0, r"momentum lies in \[0, 1\)"),
+        ("hyperparameter/momentum", 2.0, r"momentum is 2.0: it lies in \[0, 1\)"),
         ("update_count", -1, "update_count is -1"),
         ("history", "[", "JSONDecodeError"),
         ("best/monitors", 3, "TypeError"),

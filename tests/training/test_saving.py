@@ -240,7 +240,7 @@ def test_a_run_goes_on_from_its_best_file(mode, tmp_path):
     ],
 )
 def test_options_that_need_checkpoints(options, name, mode):
-    with pytest.raises(ValueError, match=f"{name}.* needs checkpoints"):
+    with pytest.raises(ValueError, match=f"{name}.* is given without checkpoint="):
         make(mode).iterate(data(), **options)
 
 
@@ -410,7 +410,7 @@ def test_an_abandoned_run_saves_no_nan(mode, tmp_path):
 
 
 def test_rollback_needs_a_number_to_halve(mode, tmp_path):
-    with pytest.raises(ValueError, match="learning_rate is a number for on_divergence='rollback'"):
+    with pytest.raises(ValueError, match="learning_rate is .*: on_divergence='rollback' halves it"):
         make(mode).iterate(
             data(),
             checkpoint=Checkpoint(tmp_path),
@@ -440,3 +440,35 @@ def test_a_link_that_the_user_names_is_followed(mode, tmp_path):
     other.load(tmp_path / "newest.npz")
     assert list(other.history) == list(trainer.history)
     other.load_parameters(tmp_path / "newest.npz")
+
+
+def test_a_path_is_a_checkpoint(mode, tmp_path):
+    """As everybody tries it first; what is neither is told before anything runs."""
+    x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    trainer = Trainer(pt.sqr(x - w).mean(), mode=mode)
+    for where in (str(tmp_path / "text"), tmp_path / "path"):
+        trainer.minimize(np.ones(8), max_epochs=2, checkpoint=where)
+        newest, _ = Checkpoint(where).latest()
+        assert newest.name == f"step-{trainer.update_count:09d}.npz"
+    with pytest.raises(TypeError, match="checkpoint is True"):
+        trainer.minimize(np.ones(8), max_epochs=2, checkpoint=True)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda t: "fast", "learning_rate is"),
+        (lambda t: None, "learning_rate is"),
+        (lambda t: -0.1 * t, r"learning_rate is -0.1: it lies in \[0, inf\)"),
+        (lambda: 0.1, "learning_rate is .* takes the symbolic update"),
+        (lambda t: pt.as_tensor([t, t]), "learning_rate is a schedule that returned"),
+    ],
+)
+def test_a_schedule_that_is_none_is_refused_and_nothing_changes(schedule, message, mode):
+    x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    trainer = Trainer(pt.sqr(x - w).mean(), mode=mode)
+    before = trainer.hyperparameters
+    with pytest.raises(ValueError, match=message):
+        trainer.iterate(np.ones(8), learning_rate=schedule)
+    assert trainer.hyperparameters == before
+    trainer.step(np.ones(8))

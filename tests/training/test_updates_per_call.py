@@ -158,7 +158,7 @@ def test_a_run_goes_on_after_one_with_another_number(first, second, mode):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"updates_per_call": 0}, "updates_per_call is an integer of at least 1: received 0"),
+        ({"updates_per_call": 0}, "updates_per_call is 0: it is at least 1"),
         ({"updates_per_call": None}, "updates_per_call is an integer"),
         ({"updates_per_call": 2.5}, "updates_per_call is an integer"),
     ],

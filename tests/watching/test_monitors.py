@@ -20,10 +20,12 @@ def test_dict_and_pairs_are_the_same():
     [
         ([A], TypeError, "pairs of a name and an expression"),
         ({1: A}, TypeError, "pairs of a name and an expression"),
-        ([("a", A), ("a", B)], ValueError, "received 'a' again"),
-        ({"loss": A}, ValueError, "none of them 'loss'"),
-        ({"v": pt.vector()}, TypeError, "'v' is .* of 1 dimensions"),
-        ({"n": 3.0}, TypeError, "'n' is 3.0"),
+        ([("a", A), ("a", B)], ValueError, "monitors has 'a' again"),
+        ({"loss": A}, ValueError, "monitors has 'loss' again"),
+        ({"v": pt.vector()}, TypeError, "'v', which is .* of 1 dimensions"),
+        ({"n": 3.0}, TypeError, "'n', which is 3.0"),
+        ({"c": pt.zscalar()}, TypeError, "'c' of dtype complex128"),
+        (3, TypeError, "monitors is 3"),
     ],
 )
 def test_monitors_that_are_none(monitors, error, message):
