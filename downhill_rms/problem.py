@@ -135,6 +135,19 @@ def problem_name(spec: str) -> str:
     return f"{last}-{name}" if name else last
 
 
+def problem_path(spec: str) -> str:
+    """What tells a problem from others of its name: its whole path, or its module, with its name.
+
+    Parameters
+    ----------
+    spec : str
+        As for `load_problem`; nothing is loaded.
+    """
+    source, name = _split(spec)
+    whole = str(Path(source).resolve()) if _is_file(source) else source
+    return f"{whole}:{name}" if name else whole
+
+
 def _split(spec: str) -> tuple[str, str]:
     """File or module, and the name after the colon, if there is one."""
     if not isinstance(spec, str):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from os.path import realpath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -296,7 +296,7 @@ class Trainer:
         batch_size: int | None = None,
         seed: int | np.random.Generator | None = None,
         checkpoint: Checkpoint | str | PathLike[str] | None = None,
-        resume: bool = False,
+        resume: bool | Literal["changed"] = False,
         save_batch: bool = False,
         progress: bool | None = False,
         observers: Sequence[Callable[[Record], Any]] = (),
@@ -340,10 +340,12 @@ class Trainer:
         checkpoint : Checkpoint or path, optional
             Where to save the state while training, and at the end; the path of a directory is
             ``Checkpoint(path)``, once an epoch.
-        resume : bool
+        resume : bool or "changed"
             Go on from the newest checkpoint that verifies, as though the run had never stopped;
-            begin where there is none. Numbers that this call names take effect; choices must be
-            those of the checkpoint.
+            begin where there is none. Numbers that this call names take effect; the loss, the
+            data's sizes and choices must be those of the checkpoint. ``"changed"`` takes it up
+            all the same: parameters, accumulators and counts go on, an epoch and the best begin
+            anew.
         save_batch : bool
             When training diverges, write the guilty minibatch and the state before it beside
             the checkpoints. It copies the whole state at every update.
@@ -435,7 +437,7 @@ class Trainer:
         batch_size: int | None = None,
         seed: int | np.random.Generator | None = None,
         checkpoint: Checkpoint | str | PathLike[str] | None = None,
-        resume: bool = False,
+        resume: bool | Literal["changed"] = False,
         save_batch: bool = False,
         progress: bool | None = None,
         observers: Sequence[Callable[[Record], Any]] = (),
@@ -546,7 +548,7 @@ class Trainer:
         """
         return self.loop.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], changed: bool = False) -> None:
         """Go on from where `state_dict` was taken, in a trainer of the same loss.
 
         Parameters
@@ -554,6 +556,9 @@ class Trainer:
         state : mapping
             What `state_dict` returned. If it was taken while a run went on, the next call of
             ``iterate`` or ``minimize`` goes on with that run, from the same minibatch.
+        changed : bool
+            Whether it may be of another loss with the same parameters; its best and its run are
+            left out then.
 
         Raises
         ------
@@ -565,7 +570,7 @@ class Trainer:
             raise TypeError(
                 f"state is {shown(state)}: it is a mapping of names. Give what state_dict returned."
             )
-        self.loop.load_state_dict(state)
+        self.loop.load_state_dict(state, changed=changed)
         self.steps.settle()
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -26,9 +26,9 @@ from downhill_rms.command.console import (
     text_curves,
 )
 from downhill_rms.command.demos import DEMOS, run_demo
-from downhill_rms.command.experiment import Request, draw
+from downhill_rms.command.experiment import Request, Resume, draw
 from downhill_rms.command.experiment import train as train_problem
-from downhill_rms.command.rundirectory import RunDirectory, default_path
+from downhill_rms.command.rundirectory import RunDirectory, default_path, latest_path
 from downhill_rms.compiling import ALONE_SECONDS, compile_alone, default_mode
 from downhill_rms.problem import load_problem, problem_name
 from downhill_rms.training import StopReason
@@ -112,19 +112,25 @@ FINISH_COMPILING = click.option(
 )
 @click.option("--out", metavar="RUN_DIR", help="The run directory (runs/NAME).")
 @click.option("--resume", is_flag=True, help="Go on with the run in the run directory.")
+@click.option("--resume-changed", is_flag=True, help="The same with a changed loss: a new best.")
 @PROGRESS
 @FINISH_COMPILING
 def train(
     spec: str,
     out: str | None,
     resume: bool,
+    resume_changed: bool,
     progress: bool,
     finish_compiling: bool,
     **given: Any,
 ) -> None:
     """Train the problem SPEC: path/to/file.py or package.module, and :name for one of several."""
-    directory = RunDirectory(out or default_path(problem_name(spec), resume))
-    if resume:
+    goes_on = resume or resume_changed
+    path = out or (latest_path(spec) if goes_on else default_path(problem_name(spec)))
+    directory = RunDirectory(path)
+    if goes_on:
+        if not resume_changed:
+            directory.refuse_other(spec)
         request = Request.from_config(directory.read_config(), spec=spec, **given)
     else:
         directory.refuse_if_begun()
@@ -132,7 +138,8 @@ def train(
     bar = progress and sys.stderr.isatty()
     with logging_to_terminal(logging.WARNING if bar else logging.INFO):
         problem = load_problem(spec, request.seed)
-        trainer = train_problem(problem, request, directory, resume=resume, progress=bar)
+        how: Resume = "changed" if resume_changed else resume
+        trainer = train_problem(problem, request, directory, resume=how, progress=bar)
         click.echo(directory.headline())
         if trainer.stop_reason in EXIT_CODES:
             words = ("downhill-rms", "train", spec, "--out", str(directory.path), "--resume")

@@ -9,13 +9,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from downhill_rms.command.rundirectory import RunDirectory
 from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.data.datafiles import read_data
-from downhill_rms.problem import MONITORING, Problem
+from downhill_rms.problem import MONITORING, Problem, problem_path
 from downhill_rms.rule import Hyperparameters, Schedule, parse_schedule
 from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
@@ -24,6 +24,8 @@ from downhill_rms.watching.plots import learning_curves
 
 PACKAGES = ("downhill_rms", "pytensor", "numpy", "numba")
 SECONDS_BETWEEN_CHECKPOINTS = 10.0
+
+Resume = bool | Literal["changed"]
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Request:
             hyperparameters["learning_rate"] = None  # a schedule that the problem has
         return {
             "problem": self.spec,
+            "path": problem_path(self.spec),
             "seed": self.seed,
             **{name: file and str(Path(file).resolve()) for name, file in self._files.items()},
             "mode": self.mode or default_mode(),
@@ -155,7 +158,7 @@ def make_trainer(problem: Problem, mode: str | None = None, **monitoring: bool) 
 
 
 def train(
-    problem: Problem, request: Request, directory: RunDirectory, *, resume: bool, progress: bool
+    problem: Problem, request: Request, directory: RunDirectory, *, resume: Resume, progress: bool
 ) -> Trainer:
     """Train a problem, and leave everything that the run is in its directory.
 
@@ -167,8 +170,8 @@ def train(
         What is asked of the run.
     directory : RunDirectory
         Where; it is there.
-    resume : bool
-        Whether the run there goes on.
+    resume : bool or "changed"
+        Whether the run there goes on, also with a changed loss.
     progress : bool
         Whether a bar is shown.
 

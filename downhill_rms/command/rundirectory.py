@@ -7,10 +7,11 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from downhill_rms.problem import problem_name, problem_path
 from downhill_rms.watching import History, Record
 
 FORMAT = 1  # of config.json
@@ -55,6 +56,25 @@ class RunDirectory:
             raise RunDirectoryError(
                 f"A new run has a directory of its own: {self.path} holds one. Give --resume to "
                 "go on with it, or another directory by --out."
+            )
+
+    def is_of(self, spec: str) -> bool:
+        """Whether its run is of a problem."""
+        config = self.read_config()
+        return problem_path(spec) == (config.get("path") or problem_path(config["problem"]))
+
+    def refuse_other(self, spec: str) -> None:
+        """Raise a `RunDirectoryError` where the run is of another problem that is still there.
+
+        One whose file is gone may have moved; whether it is the same the loss tells.
+        """
+        path = self.read_config().get("path")
+        if path is None or self.is_of(spec):
+            return
+        if Path(path).exists() or Path(path.rpartition(":")[0]).is_file():
+            raise RunDirectoryError(
+                f"A run goes on with its own problem: that in {self.path} is of {path}. Give that, "
+                "or --resume-changed to go on with another on purpose."
             )
 
     def create(self) -> None:
@@ -155,21 +175,43 @@ class RunDirectory:
         )
 
 
-def default_path(name: str, resume: bool) -> Path:
-    """Where a run of this name goes if nobody says: ``runs/name``, ``runs/name-2`` and so on.
+def default_path(name: str) -> Path:
+    """Where a new run goes if nobody says: ``runs/name``, ``runs/name-2`` and so on.
 
     Parameters
     ----------
     name : str
         The problem's.
-    resume : bool
-        Whether the last run of this name is meant, instead of the next.
     """
-    numbers = itertools.count(2)
-    path, following = Path("runs", name), Path("runs", f"{name}-{next(numbers)}")
-    while RunDirectory(following if resume else path).has_begun():
-        path, following = following, Path("runs", f"{name}-{next(numbers)}")
-    return path
+    return next(path for path in _paths(name) if not RunDirectory(path).has_begun())
+
+
+def latest_path(spec: str) -> Path:
+    """Where the latest run of a problem went if nobody said.
+
+    Parameters
+    ----------
+    spec : str
+        Where the problem is found. Others of its name do not count.
+
+    Raises
+    ------
+    RunDirectoryError
+        If there is none.
+    """
+    begun = itertools.takewhile(lambda p: RunDirectory(p).has_begun(), _paths(problem_name(spec)))
+    own = [path for path in begun if RunDirectory(path).is_of(spec)]
+    if not own:
+        raise RunDirectoryError(
+            f"A run of {spec} goes on where it is: none under {Path('runs')} is of this problem. "
+            "Give its directory by --out, or leave --resume out."
+        )
+    return own[-1]
+
+
+def _paths(name: str) -> Iterator[Path]:
+    yield Path("runs", name)
+    yield from (Path("runs", f"{name}-{number}") for number in itertools.count(2))
 
 
 def best_record(history: History) -> Record | None:

@@ -15,6 +15,7 @@ from downhill_rms.rule.checks import (
     check_path,
     shown,
 )
+from downhill_rms.rule.fingerprint import fingerprint, fingerprint_difference
 from downhill_rms.rule.gradients import differentiate
 from downhill_rms.rule.graph import (
     LossGraph,
@@ -65,6 +66,8 @@ __all__ = [
     "conflict_at",
     "describe",
     "differentiate",
+    "fingerprint",
+    "fingerprint_difference",
     "is_graves",
     "label",
     "needed_kinds",

@@ -174,7 +174,7 @@ class Loop:
         log.info("%s", self.steps.graph)
         self._validate(run)
         log.info("before training: valid %s", format_values(run.latest))
-        return None
+        return run.limit_reached() if run.updates else None
 
     def _open(self, run: Run, checkpoint: Checkpoint) -> None:
         """Take hold of the directory, and of the newest state in it."""
@@ -190,13 +190,17 @@ class Loop:
             changes = dict(run.hyperparameters)
             if isinstance(changes.get("learning_rate"), int | float):
                 changes["learning_rate"] /= 2 ** state.get("run/rollbacks", 0)
-            loaded = self._read(state, changes)
-            if loaded.pending:
+            changed = run.resume == "changed"
+            loaded = self._read(state, changes, changed)
+            if changed:  # its limits count on; all else begins anew
+                run.updates, run.epochs = (state.get(f"run/{n}", 0) for n in ("updates", "epochs"))
+            elif loaded.pending:
                 run.check(loaded.pending)
             self._take_up(loaded)
             self.steps.settle()
             log.info("going on from %s", path)
-        checkpoint.start(self.pending.get("run/updates", 0), self.pending.get("run/epochs", 0))
+        done = [self.pending.get(f"run/{name}", 0) for name in ("updates", "epochs")]
+        checkpoint.start(max(done[0], run.updates), max(done[1], run.epochs))
 
     def _end(self, run: Run, reason: StopReason | None, signals: StopSignals) -> None:
         """Bring a run to its end, all of it, whatever fails on the way; then comes the error."""
@@ -398,13 +402,20 @@ class Loop:
         return state | self.pending
 
     def load_state_dict(
-        self, state: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+        self,
+        state: Mapping[str, Any],
+        changes: Mapping[str, Any] | None = None,
+        changed: bool = False,
     ) -> None:
         """Check all of a state, then take it up, with some hyperparameters changed."""
-        self._take_up(self._read(state, changes or {}))
+        self._take_up(self._read(state, changes or {}, changed))
 
-    def _read(self, state: Mapping[str, Any], changes: Mapping[str, Any]) -> LoadedState:
+    def _read(
+        self, state: Mapping[str, Any], changes: Mapping[str, Any], changed: bool
+    ) -> LoadedState:
         """Parse the whole of a state, and change nothing.
+
+        With ``changed`` it may be of another loss; its best and its run are left out then.
 
         Raises
         ------
@@ -412,20 +423,28 @@ class Loop:
             With every field that does not fit.
         """
         fields, steps = Fields(state), self.steps
-        of_steps = statedict.read(fields, steps, changes)
+        of_steps = statedict.read(fields, steps, changes, changed)
         if "journal" in state:
             history = fields.read("journal", History.from_lines)
         else:
             history = fields.read("history", History.from_json)
         epoch_count = fields.read("epoch_count", count)
         assigned = {} if fields.are_of_release_0_1 else steps.assigned.copy()
-        best = Best.read(fields, steps.names, steps.parameters.copy(), assigned)
-        check_progress(fields, steps.names, steps.update_names)
-        fields.refuse_unknown()
+        best = None
+        if changed:
+            for name in ("updates", "epochs"):
+                if fields.has_any("run/"):
+                    fields.read(f"run/{name}", count)
+        else:
+            best = Best.read(fields, steps.names, steps.parameters.copy(), assigned)
+            check_progress(fields, steps.names, steps.update_names)
+            fields.refuse_unknown()
         if fields.faults or of_steps is None:
             raise ValueError(
                 f"The state does not fit this trainer: {'; '.join(sorted(fields.faults))}. Build "
-                "the same loss with the same names, shapes and dtypes."
+                "the same loss with the same names, shapes and dtypes, or, if the loss was changed "
+                "on purpose, give resume='changed' (--resume-changed), or "
+                "load_state_dict(state, changed=True)."
             )
         if fields.lacking:
             warnings.warn(
@@ -433,7 +452,8 @@ class Loop:
                 "trainer stays. Set these yourself if they matter.",
                 stacklevel=4,
             )
-        pending = {name: v for name, v in state.items() if name.startswith(PREFIXES)}
+        prefixes = () if changed else PREFIXES
+        pending = {name: v for name, v in state.items() if name.startswith(prefixes)}
         return LoadedState(of_steps, history, best, epoch_count, pending)
 
     def _take_up(self, loaded: LoadedState) -> None:

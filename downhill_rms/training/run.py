@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -130,8 +130,8 @@ class Run:
         What follows when the loss is not finite.
     checkpoint : Checkpoint or None
         Where states are saved.
-    resume : bool
-        Whether the newest state there is taken up.
+    resume : bool or "changed"
+        Whether the newest state there is taken up, also by a changed loss.
     save_batch : bool
         Whether the minibatch of a divergence is saved there.
     observers : sequence of callable
@@ -169,7 +169,7 @@ class Run:
     restore_best: bool
     on_divergence: str = "stop"
     checkpoint: Checkpoint | None = None
-    resume: bool = False
+    resume: bool | Literal["changed"] = False
     save_batch: bool = False
     observers: Sequence[Callable[[Record], Any]] = ()
     updates_per_call: int = 1
@@ -192,7 +192,7 @@ class Run:
             value = getattr(self, name)
             if value is not None or not name.startswith("max_"):
                 setattr(self, name, check_count(name, value))
-        for name in ("restore_best", "resume", "save_batch"):
+        for name in ("restore_best", "save_batch"):
             setattr(self, name, check_flag(name, getattr(self, name)))
         check_choice("on_divergence", self.on_divergence, ("stop", "raise", "rollback"))
         self.observers = check_list("observers", self.observers, "functions")
@@ -210,6 +210,10 @@ class Run:
             raise ValueError(
                 f"save_batch is given with updates_per_call={self.updates_per_call}: it needs the "
                 "state before each update. Leave one out."
+            )
+        if self.resume not in (True, False, "changed"):
+            raise ValueError(
+                f"resume is True, False or 'changed': received {self.resume!r}. Give one."
             )
         wanting = {
             "resume": self.resume,

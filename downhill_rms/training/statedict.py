@@ -10,7 +10,13 @@ from typing import Any
 import numpy as np
 
 from downhill_rms.data import set_generator_state
-from downhill_rms.rule import KINDS, STARTED, Hyperparameters, needed_kinds
+from downhill_rms.rule import (
+    KINDS,
+    STARTED,
+    Hyperparameters,
+    fingerprint_difference,
+    needed_kinds,
+)
 from downhill_rms.training.fields import FieldError, Fields, as_in, count
 from downhill_rms.training.parameters import Arrays, NamedVariables
 from downhill_rms.training.steps import Steps
@@ -42,7 +48,8 @@ def collect(steps: Steps) -> dict[str, Any]:
         values["learning_rate"] = None  # an expression, which the program itself holds
     accumulators = {n: v.get_value(borrow=True) for n, v in steps.state.accumulators.items()}
     text = json.dumps(signature(steps))
-    state: dict[str, Any] = {"signature": text, "update_count": steps.update_count}
+    state: dict[str, Any] = {"signature": text, "fingerprint": steps.fingerprint}
+    state["update_count"] = steps.update_count
     state |= {f"hyperparameter/{name}": value for name, value in values.items()}
     state |= steps.parameters.state_dict()
     state |= steps.assigned.state_dict()
@@ -82,24 +89,34 @@ class StepsState:
     keys: dict[str, list[np.ndarray]]
 
 
-def read(fields: Fields, steps: Steps, changes: Mapping[str, Any]) -> StepsState | None:
+def read(
+    fields: Fields, steps: Steps, changes: Mapping[str, Any], changed: bool = False
+) -> StepsState | None:
     """Parse what `collect` returned, with some hyperparameters changed.
+
+    With ``changed`` it may be of another loss with the same parameters; of assigned variables and
+    generators what both have is taken.
 
     Returns
     -------
     StepsState or None
         None if there are faults, which `fields` has.
     """
-    _compare_signatures(fields, signature(steps))
+    if not changed:
+        _compare_signatures(fields, signature(steps))
+        _compare_losses(fields, steps)
     parameters = fields.read_arrays("param/", steps.parameters.copy())
     assigned: Arrays = {}
     if fields.are_of_release_0_1:
         fields.lacking += sorted(steps.assigned.state_dict())
     else:
-        assigned = fields.read_arrays("assigned/", steps.assigned.copy())
+        values = steps.assigned.copy()
+        names = [name for name in values if not changed or f"assigned/{name}" in fields.state]
+        assigned = fields.read_arrays("assigned/", {name: values[name] for name in names})
     generators = {
         name: fields.read(f"generator/{name}", _generator_like(variable))
         for name, variable in steps.generators.items()
+        if not changed or f"generator/{name}" in fields.state
     }
     hyperparameters = _hyperparameters(fields, steps)
     accumulators = _accumulators(fields, steps, hyperparameters)
@@ -109,13 +126,17 @@ def read(fields: Fields, steps: Steps, changes: Mapping[str, Any]) -> StepsState
         "update": len(generators),
         "evaluation": sum(variable in drawn for variable in steps.generators.values()),
     }
-    keys = {name: _keys(fields, name, number) for name, number in numbers.items()}
+    if changed:
+        numbers = {}
+    keys: dict[str, list[np.ndarray]] = {"update": [], "evaluation": []}
+    keys |= {name: _keys(fields, name, number) for name, number in numbers.items()}
     if hyperparameters is not None:
-        hyperparameters = _change(hyperparameters, changes, steps, fields.faults)
+        faults = [] if changed else fields.faults
+        hyperparameters = _change(hyperparameters, changes, steps, faults)
     if fields.faults or hyperparameters is None:
         return None
-    values = (parameters, assigned, accumulators, hyperparameters, update_count, generators, keys)
-    return StepsState(*values)
+    rest = (accumulators, hyperparameters, update_count, generators, keys)
+    return StepsState(parameters, assigned, *rest)
 
 
 def _compare_signatures(fields: Fields, wanted: dict[str, Any]) -> None:
@@ -130,6 +151,17 @@ def _compare_signatures(fields: Fields, wanted: dict[str, Any]) -> None:
         ]
 
     fields.read("signature", compare)
+
+
+def _compare_losses(fields: Fields, steps: Steps) -> None:
+    def compare(text: Any) -> None:
+        if difference := fingerprint_difference(text, steps.fingerprint):
+            raise FieldError(f"is of another loss: {difference}")
+
+    if fields.are_of_release_0_1:
+        fields.lacking.append("fingerprint")
+    else:
+        fields.read("fingerprint", compare)
 
 
 def _generator_like(variable: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from downhill_rms.rule import (
     Update,
     check_flag,
     check_number,
+    fingerprint,
     gradients,
     read_outputs,
     refuse_unknown,
@@ -155,6 +157,11 @@ class Steps:
             inspection = Inspection(inputs, outputs, self.parameters.variables)
             self._predictions[key] = function, inspection
         return self._predictions[key]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells the loss from another, in any process."""
+        return fingerprint(self.graph)
 
     def settle(self) -> None:
         """Use one compiled form from the next call on, where the mode is ``"tiered"``."""

@@ -292,6 +292,35 @@ def test_a_refused_resume_destroys_nothing(arguments):
     assert len(history("run")) == 8
 
 
+def test_a_run_goes_on_with_its_own_problem():
+    """Two problems of one name, with the same names and shapes and another loss."""
+    for folder, power in ("a", "2"), ("b", "4"):
+        Path(folder).mkdir()
+        Path(folder, "model.py").write_text(PROBLEM.replace("error**2", f"error**{power}"))
+    succeed("train", "a/model.py", "--max-epochs", 3)
+    succeed("train", "b/model.py", "--max-epochs", 3)
+    succeed("train", "a/model.py", "--resume", "--max-epochs", 5)
+    assert [len(history(f"runs/{name}")) for name in ("model", "model-2")] == [5, 3]
+    config = Path("runs/model-2/config.json").read_bytes()
+    result = run("train", "a/model.py", "--out", "runs/model-2", "--resume")
+    assert_one_clear_line(result, 1, r"is of .*b/model\.py.*--resume-changed")
+    assert Path("runs/model-2/config.json").read_bytes() == config
+    result = run("train", "line.py", "--resume")
+    assert_one_clear_line(result, 1, r"none under runs is of this problem")
+
+
+def test_an_edited_loss_is_taken_up_on_purpose():
+    succeed("train", "line.py", "--out", "run", "--max-epochs", 3)
+    Path("line.py").write_text(PROBLEM.replace("error**2", "error**4"))
+    result = run("train", "line.py", "--out", "run", "--resume", "--max-epochs", 5)
+    assert result.exit_code == 1
+    assert re.search(r"another loss: .*constant 4 0 times before and 1 now", result.output)
+    assert "--resume-changed" in result.output
+    succeed("train", "line.py", "--out", "run", "--resume-changed", "--max-epochs", 5)
+    assert len(history("run")) == 5
+    succeed("train", "line.py", "--out", "run", "--resume", "--max-epochs", 6)
+
+
 def test_a_resumed_run_keeps_its_seed():
     succeed("train", "line.py", "--out", "run", "--seed", 3)
     result = run("train", "line.py", "--out", "run", "--resume", "--seed", 4)

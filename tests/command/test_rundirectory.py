@@ -118,11 +118,8 @@ def test_a_second_run_starts_its_clock_anew():
 
 def test_default_paths_are_numbered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert str(default_path("digits", resume=False)) == "runs/digits"
-    assert str(default_path("digits", resume=True)) == "runs/digits"
+    assert str(default_path("digits")) == "runs/digits"
     make_run("runs/digits")
-    assert str(default_path("digits", resume=False)) == "runs/digits-2"
-    assert str(default_path("digits", resume=True)) == "runs/digits"
+    assert str(default_path("digits")) == "runs/digits-2"
     make_run("runs/digits-2")
-    assert str(default_path("digits", resume=False)) == "runs/digits-3"
-    assert str(default_path("digits", resume=True)) == "runs/digits-2"
+    assert str(default_path("digits")) == "runs/digits-3"

@@ -1,20 +1,23 @@
-"""Write the checkpoint that every later release must load: ``state-format-1.npz``.
+"""Write the checkpoint that every later release must load: ``state-format-2.npz``.
 
-It is never written again. A new format gets a file of its own.
+None is ever written again. A new format gets a file of its own.
 
     python -m tests.goldens.make_state
 """
 
 from pathlib import Path
 
-from downhill_rms.saving.statefile import write_state
-from tests.training.test_resume import OPTIONS, data, make
+from downhill_rms.saving.statefile import FORMAT, write_state
+from tests.training.test_assigned import make
+from tests.training.test_resume import OPTIONS, data
 
-FILE = Path(__file__).parent / "state-format-1.npz"
+FILE = Path(__file__).parent / f"state-format-{FORMAT}.npz"
 
 
 def main():
     """Save a run after two of its three epochs."""
+    if FILE.exists():
+        raise SystemExit(f"{FILE.name} is there, and is never written again")
     trainer = make("FAST_COMPILE")
     for _ in trainer.iterate(data(), **OPTIONS):
         if trainer.epoch_count == 2:

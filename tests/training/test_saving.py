@@ -15,6 +15,7 @@ from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
 from downhill_rms.saving.statefile import CheckpointError, read_state
 from downhill_rms.watching import History
 from tests.reliability import full_disk
+from tests.training.test_assigned import make as make_assigned
 from tests.training.test_resume import (
     DATA,
     OPTIONS,
@@ -258,7 +259,8 @@ def test_save_and_load_a_file(mode, tmp_path):
 def test_the_first_formats_golden_file_loads_forever(mode):
     """Written by release 0.1.0, by tests/goldens/make_state.py; it is never written again."""
     trainer = make(mode)
-    trainer.load(ROOT / "tests" / "goldens" / "state-format-1.npz")
+    with pytest.warns(UserWarning, match="older release lacks fingerprint"):
+        trainer.load(ROOT / "tests" / "goldens" / "state-format-1.npz")
     assert (trainer.update_count, trainer.epoch_count, len(trainer.history)) == (8, 2, 2)
     trainer.minimize(data(), **OPTIONS)
     whole = make(mode)
@@ -267,6 +269,20 @@ def test_the_first_formats_golden_file_loads_forever(mode):
     # Releases of PyTensor may round differently in the last bits.
     found, expected = trainer.parameters.copy()["w"], whole.parameters.copy()["w"]
     np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_the_second_formats_golden_file_loads_forever(mode):
+    """It has members by name, assigned variables, and the fingerprint of its loss."""
+    trainer = make_assigned(mode)
+    trainer.load(ROOT / "tests" / "goldens" / "state-format-2.npz")
+    assert (trainer.update_count, trainer.epoch_count, len(trainer.history)) == (8, 2, 2)
+    trainer.minimize(data(), **OPTIONS)
+    whole = make_assigned(mode)
+    whole.minimize(data(), **OPTIONS)
+    for name in ("param/w", "assigned/count", "assigned/ema", "assigned/mean"):
+        found, expected = trainer.state_dict()[name], whole.state_dict()[name]
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+    assert trainer.state_dict()["assigned/count"] == 12
 
 
 # Divergence with checkpoints
