@@ -148,14 +148,14 @@ def flags() -> dict[str, Any]:
     return {flag: getattr(pytensor.config, flag) for flag in FLAGS}
 
 
-def marker(*key: Any) -> Path:
-    """A file that is there if something is known here, for these versions and this configuration.
+def marker(known: str, *key: Any) -> Path:
+    """A file that is there if something is known, for these versions and this configuration.
 
     It stands among the cached files, so that it is deleted with them.
     """
     versions = [version(name) for name in ("pytensor", "numba", "llvmlite", "numpy")]
     text = repr((key, flags(), versions, sys.version, platform.machine()))
-    name = f"downhill_rms-{hashlib.sha256(text.encode()).hexdigest()}.compiled"
+    name = f"downhill_rms-{hashlib.sha256(text.encode()).hexdigest()}.{known}"
     return numba_cache() / name
 
 

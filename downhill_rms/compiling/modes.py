@@ -102,7 +102,7 @@ def works(kind: str) -> bool:
     """
     try:
         mode = _make(kind, get_mode(MAKERS[kind][2]))
-        known = marker("mode that was tried", kind, source_key())
+        known = marker("tried", kind, source_key())
         if "+" in pytensor.__version__ or not known.exists():
             check_on_a_small_graph(mode, CALLED.get(kind, ()))
             with suppress(OSError):

@@ -140,4 +140,4 @@ class TieredFunction(CompiledFunction):
         targets = [str(shared.type) for shared, _ in self.updates]
         expressions = [*self.outputs, *(new for _, new in self.updates)]
         text = pytensor.dprint(expressions, print_type=True, file="str")
-        return marker(text, targets, self.mode, source_key())
+        return marker("compiled", text, targets, self.mode, source_key())
