@@ -568,8 +568,8 @@ def test_debug_shows_the_traceback():
 # As a process
 
 
-def spawn(*arguments):
-    flags = {"PYTENSOR_FLAGS": "mode=FAST_COMPILE,cxx=", "PYTHONPATH": str(ROOT)}
+def spawn(*arguments, flags="mode=FAST_COMPILE,cxx="):
+    flags = {"PYTENSOR_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-W", "error", "-m", "downhill_rms", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, env={**os.environ, **flags}, text=True, **pipes)
@@ -606,6 +606,20 @@ def test_a_second_ctrl_c_shows_no_traceback(name):
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert json.loads(Path("run/result.json").read_text())["updates"] == 5
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there is none elsewhere")
+@pytest.mark.parametrize("options", [[], ["--no-finish-compiling"]], ids=["default", "off"])
+def test_a_short_run_says_what_it_leaves_behind(options, folder):
+    given = ["train", "line.py", "--out", "run", "--max-epochs", "1", *options]
+    process = spawn(*given, flags=f"base_compiledir={folder}/cache")
+    _, errors = process.communicate(timeout=120)
+    left = re.findall(r"^compiling goes on in the background .*process (\d+)", errors, re.MULTILINE)
+    for number in left:
+        os.kill(int(number), signal.SIGKILL)  # it was there
+    assert process.returncode == 0, errors
+    assert "uncompiled while a child process compiles it" in errors
+    assert len(left) == (not options)
 
 
 def test_version_and_help_name_everything():
