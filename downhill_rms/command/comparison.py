@@ -99,6 +99,8 @@ def _rows(
     rows = []
     for directory, given, at_best in zip(directories, settings, values, strict=True):
         results = directory.results()
+        if "best train loss" in results:  # it has the column of the others, and says so
+            results["best valid loss"] = f"{results['best train loss']} (train)"
         row = {name: results[name] for name in IMPORTANT}
         row |= {name: given.get(name, "-") for name in different}
         row |= {f"valid {name}": number(at_best.get(name, math.nan)) for name in monitors}

@@ -21,6 +21,13 @@ class RunDirectoryError(ValueError):
     """A run directory that cannot be used."""
 
 
+# What `results` calls the best loss, and the headline.
+JUDGES = {
+    "best valid loss": "best validation loss",
+    "best train loss": "no validation data; best loss of the training data",
+}
+
+
 class RunDirectory:
     """The files of one run.
 
@@ -146,7 +153,9 @@ class RunDirectory:
         updates = result.get("updates", 0 if last is None else last.updates)
         return {
             "run": str(self.path),
-            "best valid loss": number(math.nan if best is None else best.valid["loss"]),
+            f"best {_judged_on(last)} loss": number(
+                math.nan if best is None else best.valid["loss"]
+            ),
             "best epoch": "-" if best is None else str(best.epoch),
             "stopped": result.get("stop_reason", "not yet, or killed"),
             **({"error": result["error"]} if "error" in result else {}),
@@ -167,10 +176,11 @@ class RunDirectory:
     def headline(self) -> str:
         """How the run went, in three lines."""
         text = self.results()
+        judge = next(name for name in text if name in JUDGES)
         return (
             f"ended ({text['stopped']}) after {text['epochs']} epochs, {text['updates']} updates, "
             f"{text['seconds']} s\n"
-            f"best validation loss {text['best valid loss']} at epoch {text['best epoch']}\n"
+            f"{JUDGES[judge]} {text[judge]} at epoch {text['best epoch']}\n"
             f"run directory {self.path}"
         )
 
@@ -212,6 +222,10 @@ def latest_path(spec: str) -> Path:
 def _paths(name: str) -> Iterator[Path]:
     yield Path("runs", name)
     yield from (Path("runs", f"{name}-{number}") for number in itertools.count(2))
+
+
+def _judged_on(record: Record | None) -> str:
+    return "train" if record is not None and record.valid_is_train else "valid"
 
 
 def best_record(history: History) -> Record | None:

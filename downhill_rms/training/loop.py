@@ -266,7 +266,8 @@ class Loop:
         """Write down an epoch, and tell whoever wants to know; whether an observer ends the run."""
         counts = (self.epoch_count, self.steps.update_count, run.seconds)
         learning_rate = self.steps.learning_rate
-        record = Record(*counts, train, run.latest, validated, best, learning_rate)
+        judged = {"validated": validated, "best": best, "valid_is_train": run.valid is run.train}
+        record = Record(*counts, train, run.latest, learning_rate=learning_rate, **judged)
         self.history.append(record)
         epoch_log.info("%s", record)
         answers = [observe(record) for observe in run.observers]

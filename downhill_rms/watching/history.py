@@ -29,7 +29,7 @@ COUNTS: dict[str, type] = {
     "best": bool,
 }
 SHOWN = 12  # epochs in a notebook's table
-FIELDS = {**COUNTS, "train": dict, "valid": dict}
+FIELDS = {**COUNTS, "train": dict, "valid": dict, "valid_is_train": bool}
 ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False)
 NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -60,6 +60,8 @@ class Record:
         Whether it was the best of the run so far.
     learning_rate : float
         The learning rate of the epoch's last update.
+    valid_is_train : bool
+        Whether the training data were validated on, for want of others.
     """
 
     epoch: int
@@ -70,6 +72,7 @@ class Record:
     validated: bool = False
     best: bool = False
     learning_rate: float = math.nan
+    valid_is_train: bool = False
 
     def __str__(self) -> str:
         text = f"epoch {self.epoch:4d}  update {self.updates:6d}  train {format_values(self.train)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -317,25 +318,47 @@ def _draw_curves(
         look = {"color": colours[index]}
         for part, style in CURVES.items():
             epochs, values = _series(history, part, monitor)
+            if part == "valid" and any(record.valid_is_train for record in history):
+                style = {**style, "label": "training, after the epoch"}
             if np.isfinite(values).any():
                 kinds[part] = draw_line(panel, epochs, values, index, **style, **look)
                 drawn.append(values)
+        _mark_divergence(panel, history, monitor, look)
         look["marker"] = MARKERS[index % len(MARKERS)]
         bests += _mark_best(panel, history, monitor, name if named else None, look)
     choose_scale(panel, drawn)
     count_epochs(panel)
     panel.set_ylabel(monitor, parse_math=False)
     if named:  # colours tell the runs apart there
-        kinds = {part: panel.plot([], [], color=GREY, **CURVES[part])[0] for part in kinds}
+        kinds = {
+            part: panel.plot([], [], color=GREY, **{**CURVES[part], "label": line.get_label()})[0]
+            for part, line in kinds.items()
+        }
     explain(panel, [*kinds.values(), *(bests if colour_by is None else [])])
 
 
 def _series(history: History, part: str, monitor: str) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs, and what a monitor was then; NaN for all that cannot be drawn."""
+    """Epochs, and what a monitor was then; NaN for all that cannot be drawn.
+
+    The validation before the first update belongs to the epoch before the first.
+    """
     records = [record for record in history if part == "train" or record.validated]
+    if part == "valid" and len(history) and history[0].valid and not history[0].validated:
+        records.insert(0, replace(history[0], epoch=history[0].epoch - 1))
     values = np.array([getattr(record, part).get(monitor, math.nan) for record in records])
     values = np.where(np.isfinite(values), values, math.nan)
     return np.array([record.epoch for record in records]), values
+
+
+def _mark_divergence(panel: Axes, history: History, monitor: str, look: Mapping[str, Any]) -> None:
+    """Cross the axis of epochs where the run's loss was not finite."""
+    lost = [r.epoch for r in history if not math.isfinite(r.train.get(monitor, 0.0))]
+    for epoch in lost:
+        panel.axvline(epoch, color=look["color"], linestyle=":", linewidth=1.2, zorder=1)
+    if lost:
+        text = f"diverged in epoch {lost[0]}"
+        place = panel.get_xaxis_transform()
+        panel.text(lost[0], 0.98, text, transform=place, rotation=90, va="top", ha="right")
 
 
 def _mark_best(

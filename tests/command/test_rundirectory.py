@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from downhill_rms.command.comparison import compare
 from downhill_rms.command.rundirectory import (
     RunDirectory,
     RunDirectoryError,
@@ -123,3 +124,15 @@ def test_default_paths_are_numbered(tmp_path, monkeypatch):
     assert str(default_path("digits")) == "runs/digits-2"
     make_run("runs/digits-2")
     assert str(default_path("digits")) == "runs/digits-3"
+
+
+def test_a_run_without_validation_data_does_not_speak_of_validation(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    directory.begin({"problem": "p", "hyperparameters": {}})
+    record = Record(1, 3, 0.5, {"loss": 2.0}, {"loss": 1.5}, True, True, 0.1, valid_is_train=True)
+    directory.finish(History([record]), {"stop_reason": "max_epochs", "updates": 3})
+    assert directory.results()["best train loss"] == "1.5"
+    assert "validation loss" not in directory.headline()
+    assert "best loss of the training data 1.5 at epoch 1" in directory.headline()
+    assert compare([directory])[0]["best valid loss"] == "1.5 (train)"

@@ -137,3 +137,11 @@ def test_other_monitors_in_the_middle_of_an_epoch_are_refused(tmp_path, mode):
     watched = make(mode, monitor_updates=True)
     with pytest.raises(ValueError, match=r"epoch/sums has 1 monitors instead of 3"):
         watched.minimize(data, DATA, checkpoint=checkpoint, resume=True)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_records_say_whether_the_training_data_were_validated_on(given, mode):
+    x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    trainer = Trainer(pt.sqr(x - w).mean(), mode=mode)
+    trainer.minimize(np.ones(4), np.ones(4) if given else None, max_epochs=2)
+    assert [record.valid_is_train for record in trainer.history] == [not given] * 2

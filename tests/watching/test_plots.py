@@ -476,3 +476,40 @@ def test_a_missing_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r'pip install "downhill_rms\[plot\]"'):
         decay_coefficients()
+
+
+def epochs(count, first=1, **changes):
+    """Epochs that were validated every second one."""
+    records = []
+    for epoch in range(first, first + count):
+        values = {"train": {"loss": 10.0 - epoch}, "valid": {"loss": 9.0 - epoch}} | changes
+        records.append(Record(epoch, epoch, 1.0 * epoch, validated=epoch % 2 == 0, **values))
+    return records
+
+
+def lines_of(figure):
+    (panel,) = figure.axes
+    return {line.get_label(): line for line in panel.lines}
+
+
+def test_the_validation_before_the_first_update_is_at_epoch_0():
+    line = lines_of(learning_curves(History(epochs(4))))["validation"]
+    np.testing.assert_array_equal(line.get_xdata(), [0, 2, 4])
+    np.testing.assert_array_equal(line.get_ydata(), [8, 7, 5])
+
+
+def test_a_picture_without_validation_data_does_not_speak_of_validation():
+    figure = learning_curves(History(epochs(4, valid_is_train=True)))
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["training", "training, after the epoch"]
+
+
+def test_a_picture_shows_where_a_run_diverged():
+    records = [*epochs(4), Record(5, 5, 5.0, {"loss": math.nan}, {"loss": 5.0})]
+    (panel,) = learning_curves(History(records)).axes
+    assert [list(line.get_xdata()) for line in panel.lines if line.get_linestyle() == ":"] == [
+        [5, 5]
+    ]
+    assert "diverged in epoch 5" in [text.get_text() for text in panel.texts]
+    (panel,) = learning_curves(History(epochs(4))).axes
+    assert not panel.texts
