@@ -1,5 +1,6 @@
 """Every Python program in README and docs runs as it is printed."""
 
+import importlib
 import os
 import re
 import subprocess
@@ -50,3 +51,12 @@ def test_a_trained_model_is_used_by_a_second_process(tmp_path):
     assert float(training.split()[-1]) > 0.9
     rows = [[float(n) for n in row.split()] for row in re.findall(r"[\d][\d. ]+", predicting)]
     assert [row.index(max(row)) for row in rows] == [0, 1, 2]
+
+
+def test_the_page_of_commands_shows_what_they_print(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    transcripts = importlib.import_module("transcripts")
+    text = transcripts.PAGE.read_text(encoding="utf-8")
+    for command in transcripts.COMMANDS:
+        on_page = transcripts.shown(command, text).partition(transcripts.MACHINE)[0]
+        assert on_page == transcripts.printed(command).partition(transcripts.MACHINE)[0]

@@ -137,7 +137,7 @@ def check_list(name: str, value: Any, of: str) -> list[Any]:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
             raise TypeError
         return list(value)
-    except TypeError:  # PyTensor's variables have an __iter__ that raises one
+    except (TypeError, ValueError):  # PyTensor's variables have an __iter__ that raises them
         raise TypeError(
             f"{name} is {shown(value)}: it takes a list of {of}. Put a single one in a list."
         ) from None

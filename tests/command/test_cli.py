@@ -496,7 +496,7 @@ def corrupt(name):
         (["train", "line.py", "--train", "line.py"], 1, r"line\.py"),
         (["train", "line.py", "--set", "momentum"], 2, r"name=value: received 'momentum'"),
         (["train", "line.py", "--set", "momentun=0.9"], 1, r"Did you mean 'momentum'\?"),
-        (["train", "line.py", "--set", "momentum=1"], 1, r"momentum is 1: it lies in \[0, 1\)"),
+        (["train", "line.py", "--set", "momentum=1"], 1, r"momentum is 1.*: it lies in \[0, 1\)"),
         (
             ["train", "line.py", "--set", "momentum=much"],
             1,
@@ -509,7 +509,11 @@ def corrupt(name):
             1,
             r"momentum is .*: it takes a number",
         ),
-        (["train", "line.py", "--set", "centered=1"], 1, r"centered is 1: it takes True or False"),
+        (
+            ["train", "line.py", "--set", "centered=1"],
+            1,
+            r"centered is 1.*: it takes True or False",
+        ),
         (
             ["train", "line.py", "--set", "decay=0.9", "--set", "rms_halflife=3"],
             1,
@@ -518,7 +522,7 @@ def corrupt(name):
         (["train", "line.py", "--set", "max_epochs=3"], 1, r"max_epochs"),
         (["train", "line.py", "--max-epochs", "0"], 1, r"max_epochs is 0: it is at least 1"),
         (["train", "line.py", "--max-epochs", "many"], 2, r"'many' is not a valid integer"),
-        (["train", "line.py", "--patience", "-1"], 1, r"patience is -1: it lies in"),
+        (["train", "line.py", "--patience", "-1"], 1, r"patience is -1.*: it lies in"),
         (["train", "line.py", "--mode", "FAST"], 1, r"FAST"),
         (["train", "line.py", "--seed", "-1"], 2, r"-1 is not in the range"),
         (["train", "line.py", "--out", "line.py"], 1, r"line\.py cannot"),
