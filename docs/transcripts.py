@@ -41,7 +41,7 @@ def write():
     text = PAGE.read_text(encoding="utf-8")
     for command in COMMANDS:
         lines = printed(command).partition(MACHINE)[0]
-        before, heading, machine = shown(command, text).partition(MACHINE)
+        _, heading, machine = shown(command, text).partition(MACHINE)
         block = textwrap.indent(lines + heading + machine, "    ")
         text = block_of(command).sub(lambda found, block=block: found[1] + block, text)
     PAGE.write_text(text, encoding="utf-8")
