@@ -1,14 +1,15 @@
 """Compiling: from expressions to functions of a minibatch, and how fast they get and are.
 
 Here stand functions that compile themselves at first use, that never do, or that do in a child
-process; the rewrites of the graph that Numba compiles; and what is known of the machine. It may
-import ``rule``. Open ``compiled.py`` first.
+process; the rewrites of recurrent networks before gradients are taken, and of the graph that Numba
+compiles; and what is known of the machine. It may import ``rule``. Open ``compiled.py`` first.
 """
 
 from downhill_rms.compiling.background import ALONE_SECONDS, compile_alone
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
 from downhill_rms.compiling.modes import TIERED, default_mode, pytensor_mode
+from downhill_rms.compiling.recurrent import prepare_scans
 from downhill_rms.compiling.rehearsal import evaluator, rehearse
 from downhill_rms.compiling.stacked import check_stackable, stack_steps
 from downhill_rms.compiling.tiered import TieredFunction
@@ -26,6 +27,7 @@ __all__ = [
     "default_mode",
     "evaluator",
     "findings",
+    "prepare_scans",
     "pytensor_mode",
     "rehearse",
     "stack_steps",

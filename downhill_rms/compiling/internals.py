@@ -10,6 +10,8 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - In PyTensor's sequence of rewrites, position 47.5 is after every one that looks for the replaced
   operations, before elementwise operations are fused (48) and inner graphs are compiled (49.6).
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
+- A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring; the graph
+  of its step can be changed once it is unfrozen, since 3.3. ``pullback`` is its gradient.
 - ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
 """
 
@@ -22,20 +24,53 @@ from typing import Any
 
 from pytensor.compile.mode import Mode, optdb, predefined_optimizers
 from pytensor.graph.rewriting.basic import (
+    MergeOptimizer,
     SequentialGraphRewriter,
     WalkingGraphRewriter,
     node_rewriter,
 )
 from pytensor.link.vm import VMLinker
-from pytensor.scalar.basic import Add, Cast, Clip, Composite, Exp, Log1p, Mul, Tanh
+from pytensor.scalar.basic import (
+    Abs,
+    Add,
+    BinaryBitOp,
+    Cast,
+    Clip,
+    Composite,
+    Exp,
+    Identity,
+    Log1p,
+    LogicalComparison,
+    Maximum,
+    Minimum,
+    Mul,
+    Neg,
+    Reciprocal,
+    Second,
+    Sign,
+    Sqr,
+    Sub,
+    Switch,
+    Tanh,
+    TrueDiv,
+    UnaryBitOp,
+)
 from pytensor.scalar.math import Sigmoid, Softplus
-from pytensor.scan.op import Scan
+from pytensor.scan.op import Scan, ScanInfo
+from pytensor.scan.utils import expand_empty
+from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
-from pytensor.tensor.math import Dot
+from pytensor.tensor.math import Dot, Sum
+from pytensor.tensor.shape import Shape, Shape_i, SpecifyShape
+from pytensor.tensor.special import LogSoftmax, Softmax
+from pytensor.tensor.subtensor import Subtensor
 
 __all__ = [
     "POSITION",
+    "Abs",
     "Add",
+    "BinaryBitOp",
+    "Blockwise",
     "CAReduce",
     "Cast",
     "Clip",
@@ -44,16 +79,39 @@ __all__ = [
     "Dot",
     "Elemwise",
     "Exp",
+    "Identity",
     "Log1p",
+    "LogSoftmax",
+    "LogicalComparison",
+    "Maximum",
+    "MergeOptimizer",
+    "Minimum",
     "Mode",
     "Mul",
+    "Neg",
+    "Reciprocal",
     "Scan",
+    "ScanInfo",
+    "Second",
     "SequentialGraphRewriter",
+    "Shape",
+    "Shape_i",
     "Sigmoid",
+    "Sign",
+    "Softmax",
     "Softplus",
+    "SpecifyShape",
+    "Sqr",
+    "Sub",
+    "Subtensor",
+    "Sum",
+    "Switch",
     "Tanh",
+    "TrueDiv",
+    "UnaryBitOp",
     "VMLinker",
     "WalkingGraphRewriter",
+    "expand_empty",
     "node_rewriter",
     "numba_dispatch",
     "optdb",

@@ -8,7 +8,8 @@ rewrites for stability, and replace one operation by another that computes the s
   as fast, but takes 15 to 40 s on an empty cache.
 - in single precision tanh, exp, sigmoid, log1p and softplus by those of `downhill_rms.float32`,
   which take a tenth of the time or less, and which stay as fast where several of them are fused
-  into one loop.
+  into one loop;
+- a transposed matrix that is given to a scan by a copy.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from downhill_rms.compiling.internals import (
     Elemwise,
     Exp,
     Log1p,
+    Scan,
     Sigmoid,
     Softplus,
     Tanh,
@@ -44,7 +46,16 @@ from downhill_rms.compiling.modes import source_key
 def numba_mode(base: Any) -> Any:
     """A Numba mode with these rewrites, inside scans too."""
     teach_numba()
-    return with_rewriters(base, *map(WalkingGraphRewriter, (replace_dot, replace_elementwise)))
+    rewrites = (copy_transposes, replace_dot, replace_elementwise)
+    return with_rewriters(base, *map(WalkingGraphRewriter, rewrites))
+
+
+def is_transpose(matrix: Any) -> bool:
+    """Whether a matrix is the transpose of a variable."""
+    node = matrix.owner
+    return (
+        node is not None and isinstance(node.op, DimShuffle) and tuple(node.op.new_order) == (1, 0)
+    )
 
 
 class PlainDot(Op):  # type: ignore[misc]
@@ -111,16 +122,39 @@ def replace_dot(fgraph: Any, node: Any) -> list[Any] | None:
     dtypes = {variable.type.dtype for variable in (*node.inputs, *node.outputs)}
     if type(node.op) is not Dot or len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
         return None
-    transposed = tuple(map(_is_transpose, node.inputs))
+    transposed = tuple(map(is_transpose, node.inputs))
     matrices = [v.owner.inputs[0] if t else v for v, t in zip(node.inputs, transposed, strict=True)]
     return [PlainDot(transposed)(*matrices)]
 
 
-def _is_transpose(matrix: Any) -> bool:
-    node = matrix.owner
-    return (
-        node is not None and isinstance(node.op, DimShuffle) and tuple(node.op.new_order) == (1, 0)
-    )
+class Copied(Op):  # type: ignore[misc]
+    """The same array, copied: one that Numba knows to be contiguous."""
+
+    __props__ = ()
+
+    def make_node(self, x: Any) -> Any:
+        """The copy of this array."""
+        return Apply(self, [x], [x.type()])
+
+    def perform(self, node: Any, inputs: Any, output_storage: Any) -> None:
+        """Compute it in Python."""
+        output_storage[0][0] = np.array(inputs[0], order="C")
+
+
+@node_rewriter([Scan])  # type: ignore[untyped-decorator]
+def copy_transposes(fgraph: Any, node: Any) -> list[Any] | None:
+    """Give a scan copies of the transposes that are the same in all of its steps.
+
+    PyTensor takes them out of the loop as views, of which a product would make a copy in each step.
+    """
+    before = len(node.inputs) - node.op.info.n_non_seqs
+    inputs = [
+        Copied()(v) if index >= before and is_transpose(v) else v
+        for index, v in enumerate(node.inputs)
+    ]
+    if inputs == node.inputs:
+        return None
+    return list(node.op.make_node(*inputs).outputs)
 
 
 @node_rewriter([Elemwise])  # type: ignore[untyped-decorator]
@@ -155,6 +189,14 @@ def teach_numba() -> None:
             return np.dot(first(x), second(y))
 
         return plain_dot, 2
+
+    @numba.register_by_properties(Copied)  # type: ignore[untyped-decorator]
+    def funcify_copied(op: Any, node: Any, **kwargs: Any) -> tuple[Any, int]:
+        @numba.njit  # type: ignore[untyped-decorator]
+        def copied(x: Any) -> Any:
+            return np.ascontiguousarray(x)
+
+        return copied, 1
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.
     source = source_key()

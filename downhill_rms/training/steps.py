@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +20,7 @@ from downhill_rms.compiling import (
     UncompiledFunction,
     check_mode,
     check_stackable,
+    prepare_scans,
     stack_steps,
 )
 from downhill_rms.data import Batch, BoundDataset, Dataset, generator_state
@@ -100,6 +102,7 @@ class Steps:
         mode: Any,
     ) -> None:
         check_mode(mode)
+        graph, monitors = _prepared(graph, monitors, mode)
         self.graph, self.mode = graph, mode
         self.gradients = gradients.differentiate(graph.loss, graph.params)
         warn_of_suspects(graph, self.gradients)
@@ -369,3 +372,19 @@ def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:
         value, others = one.get_value(borrow=True), other.get_value(borrow=True)
         one.set_value(others, borrow=True)
         other.set_value(value, borrow=True)
+
+
+def _prepared(
+    graph: LossGraph, monitors: dict[str, Any], mode: Any
+) -> tuple[LossGraph, dict[str, Any]]:
+    """The same loss and monitors, their scans rewritten as far as the mode has it so."""
+    expressions = [graph.loss, *monitors.values()]
+    expressions += [new for _, new in (*graph.updates, *graph.evaluation_updates)]
+    new = dict(zip(expressions, prepare_scans(expressions, mode), strict=True))
+    graph = replace(
+        graph,
+        loss=new[graph.loss],
+        updates=tuple((v, new[value]) for v, value in graph.updates),
+        evaluation_updates=tuple((v, new[value]) for v, value in graph.evaluation_updates),
+    )
+    return graph, {name: new[monitor] for name, monitor in monitors.items()}
