@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from os.path import realpath
@@ -25,17 +26,20 @@ from downhill_rms.training import (
     Divergence,
     Loop,
     Patience,
+    Recording,
     Rows,
     Run,
     Steps,
     StopReason,
     check_rollback,
+    in_json,
     named_outputs,
     predict,
 )
 from downhill_rms.watching import (
     History,
     Record,
+    RunDirectory,
     Values,
     html_table,
     named_expressions,
@@ -296,6 +300,7 @@ class Trainer:
         batch_size: int | None = None,
         seed: int | np.random.Generator | None = None,
         checkpoint: Checkpoint | str | PathLike[str] | None = None,
+        run_directory: str | PathLike[str] | RunDirectory | None = None,
         resume: bool | Literal["changed"] = False,
         save_batch: bool = False,
         progress: bool | None = False,
@@ -340,6 +345,10 @@ class Trainer:
         checkpoint : Checkpoint or path, optional
             Where to save the state while training, and at the end; the path of a directory is
             ``Checkpoint(path)``, once an epoch.
+        run_directory : path, optional
+            A directory for all that the run is: what was asked for, history, log, result and
+            checkpoints. ``downhill-rms show``, ``plot`` and ``compare`` read it. It takes the place
+            of ``checkpoint``.
         resume : bool or "changed"
             Go on from the newest checkpoint that verifies, as though the run had never stopped;
             begin where there is none. Numbers that this call names take effect; the loss, the
@@ -406,6 +415,23 @@ class Trainer:
             size = None if isinstance(valid, Dataset) else batch_size
             judge = self.steps.bind(as_dataset(valid, "valid", size), finite=True)
         limits = (max_updates, max_epochs, validate_every)
+        recording = None
+        if run_directory is not None:
+            if checkpoint is not None:
+                raise ValueError(
+                    "Both checkpoint and run_directory are given. A run directory has checkpoints "
+                    "of its own: leave checkpoint out."
+                )
+            options = {
+                "max_updates": max_updates,
+                "max_epochs": max_epochs,
+                "validate_every": validate_every,
+                "patience": patience,
+                "monitor": monitor,
+                "higher_is_better": higher_is_better,
+            }
+            recording = self._record_in(run_directory, new, options, resume)
+            checkpoint = recording.checkpoint
         run = Run(
             *(data, judge, patience_of_run, *limits),
             *(restore_best, on_divergence),
@@ -418,7 +444,27 @@ class Trainer:
         )
         run.progress = open_progress(progress, run.total_updates, max_epochs)
         self.steps.use(hyperparameters, updates_per_call)
-        return self.loop.start(run)
+        epochs = self.loop.start(run)
+        if recording is None:
+            return epochs
+        run.on_begin = recording.begin
+        run.observers = (recording.history_file, *run.observers)
+        return recording.follow(self.loop, epochs)
+
+    def _record_in(
+        self,
+        run_directory: str | PathLike[str] | RunDirectory,
+        hyperparameters: Hyperparameters,
+        options: dict[str, Any],
+        resume: bool | Literal["changed"],
+    ) -> Recording:
+        """What writes a run into a directory, with what is known here of what was asked for."""
+        if not isinstance(run_directory, RunDirectory):
+            program = Path(sys.argv[0]).name or "Python"
+            config = {"problem": program, "hyperparameters": in_json(hyperparameters)}
+            given = {name: value for name, value in options.items() if value is not None}
+            run_directory = RunDirectory(run_directory, {**config, "options": given})
+        return Recording(run_directory, run_directory.config or {}, bool(resume))
 
     def minimize(
         self,
@@ -437,6 +483,7 @@ class Trainer:
         batch_size: int | None = None,
         seed: int | np.random.Generator | None = None,
         checkpoint: Checkpoint | str | PathLike[str] | None = None,
+        run_directory: str | PathLike[str] | RunDirectory | None = None,
         resume: bool | Literal["changed"] = False,
         save_batch: bool = False,
         progress: bool | None = None,
@@ -465,6 +512,7 @@ class Trainer:
             batch_size=batch_size,
             seed=seed,
             checkpoint=checkpoint,
+            run_directory=run_directory,
             resume=resume,
             save_batch=save_batch,
             progress=progress,

@@ -28,11 +28,12 @@ from downhill_rms.command.console import (
 from downhill_rms.command.demos import DEMOS, run_demo
 from downhill_rms.command.experiment import Request, Resume, draw
 from downhill_rms.command.experiment import train as train_problem
-from downhill_rms.command.rundirectory import RunDirectory, default_path, latest_path
+from downhill_rms.command.places import default_path, latest_path, refuse_other
 from downhill_rms.compiling import ALONE_SECONDS, compile_alone, default_mode
 from downhill_rms.problem import load_problem, problem_name
 from downhill_rms.training import StopReason
 from downhill_rms.watching.plots import learning_curves
+from downhill_rms.watching.rundirectory import RunDirectory
 
 EXIT_CODES = {StopReason.INTERRUPTED: 130, StopReason.TERMINATED: 143}
 
@@ -130,7 +131,7 @@ def train(
     directory = RunDirectory(path)
     if goes_on:
         if not resume_changed:
-            directory.refuse_other(spec)
+            refuse_other(directory, spec)
         request = Request.from_config(directory.read_config(), spec=spec, **given)
     else:
         directory.refuse_if_begun()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from downhill_rms.command.rundirectory import RunDirectory, RunDirectoryError, best_record, number
+from downhill_rms.watching.rundirectory import RunDirectory, RunDirectoryError, best_record, number
 
 # Columns of `compare` in the order in which a narrow terminal leaves them out, the first last.
 IMPORTANT = ("run", "best valid loss", "best epoch")

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import logging
-import platform
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from downhill_rms.command.rundirectory import RunDirectory
 from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.data.datafiles import read_data
 from downhill_rms.problem import MONITORING, Problem, problem_path
-from downhill_rms.rule import Hyperparameters, Schedule, parse_schedule
-from downhill_rms.saving import Checkpoint
+from downhill_rms.rule import Hyperparameters, parse_schedule
 from downhill_rms.trainer import Trainer
-from downhill_rms.watching import HistoryFile
+from downhill_rms.training import in_json
 from downhill_rms.watching.plots import learning_curves
-
-PACKAGES = ("downhill_rms", "pytensor", "numpy", "numba")
-SECONDS_BETWEEN_CHECKPOINTS = 10.0
+from downhill_rms.watching.rundirectory import RunDirectory
 
 Resume = bool | Literal["changed"]
 
@@ -58,21 +51,14 @@ class Request:
 
     def to_config(self, problem: Problem) -> dict[str, Any]:
         """Everything that decides what the run does, as ``config.json`` keeps it."""
-        hyperparameters = dict(self.in_force(problem))
-        learning_rate = hyperparameters["learning_rate"]
-        if isinstance(learning_rate, Schedule):
-            hyperparameters["learning_rate"] = repr(learning_rate)
-        elif not isinstance(learning_rate, float):
-            hyperparameters["learning_rate"] = None  # a schedule that the problem has
         return {
             "problem": self.spec,
             "path": problem_path(self.spec),
             "seed": self.seed,
             **{name: file and str(Path(file).resolve()) for name, file in self._files.items()},
             "mode": self.mode or default_mode(),
-            "hyperparameters": hyperparameters,
+            "hyperparameters": in_json(self.in_force(problem)),
             "options": self.all_options(problem),
-            "versions": _versions(),
         }
 
     @classmethod
@@ -185,47 +171,17 @@ def train(
     monitoring = {name: options.pop(name) for name in MONITORING if name in options}
     trainer = make_trainer(problem, request.mode or default_mode(), **monitoring)
     data = training_data(problem, trainer, options.pop("batch_size", None), request.seed)
-    checkpoint = Checkpoint(
-        directory.checkpoints_path, every_epochs=None, every_seconds=SECONDS_BETWEEN_CHECKPOINTS
-    )
-    history_file = HistoryFile(directory.history_path)
-    epochs = trainer.iterate(  # from here on nothing is left to be refused
+    asked = RunDirectory(directory.path, request.to_config(problem))
+    trainer.minimize(
         data,
         problem.valid,
         **options,
         **request.in_force(problem),
-        checkpoint=checkpoint,
+        run_directory=asked,
         resume=resume,
-        observers=[history_file],
         progress=progress,
     )
-    directory.create()
-    # Held before anything in the directory is touched: another process may train there.
-    with checkpoint, history_file, logging_to_file(directory.log_path):
-        begun: list[bool] = []
-
-        def begin() -> None:
-            """Write down what was asked for, where a run that is refused leaves all as it was."""
-            directory.begin(request.to_config(problem))
-            begun.append(True)
-
-        trainer.loop.on_begin = begin
-        try:
-            for _ in epochs:
-                pass
-        except Exception as error:
-            if begun:
-                with suppress(OSError):  # a full disk may be what ended the run
-                    directory.write_result(_result(trainer, error))
-            raise
-        directory.finish(trainer.history, _result(trainer))
     return trainer
-
-
-def _result(trainer: Trainer, error: Exception | None = None) -> dict[str, Any]:
-    """How a run ended, as ``result.json`` keeps it."""
-    result = {"stop_reason": trainer.stop_reason, "updates": trainer.update_count}
-    return result if error is None else {**result, "error": f"{type(error).__name__}: {error}"}
 
 
 def training_data(problem: Problem, trainer: Trainer, batch_size: int | None, seed: int) -> Any:
@@ -247,22 +203,3 @@ def draw(directory: RunDirectory) -> None:
         figure.savefig(directory.curves_path)
     except ImportError as error:
         log.warning("no %s: %s", directory.curves_path.name, error)
-
-
-@contextmanager
-def logging_to_file(path: Path) -> Iterator[None]:
-    """Append the library's log to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("downhill_rms")
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: import_module(name).__version__ for name in PACKAGES}
-    return {"python": platform.python_version(), **packages}

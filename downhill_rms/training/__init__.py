@@ -9,6 +9,7 @@ from downhill_rms.training.divergence import Divergence
 from downhill_rms.training.inspection import Inspection
 from downhill_rms.training.loop import Loop
 from downhill_rms.training.prediction import Rows, named_outputs, predict
+from downhill_rms.training.recording import Recording, in_json
 from downhill_rms.training.run import Best, Run, check_rollback
 from downhill_rms.training.steps import Steps
 from downhill_rms.training.stopping import Patience, StopReason
@@ -19,11 +20,13 @@ __all__ = [
     "Inspection",
     "Loop",
     "Patience",
+    "Recording",
     "Rows",
     "Run",
     "Steps",
     "StopReason",
     "check_rollback",
+    "in_json",
     "named_outputs",
     "predict",
 ]

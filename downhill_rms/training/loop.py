@@ -6,7 +6,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -84,8 +84,6 @@ class Loop:
         The last run.
     pending : dict
         A run as it was loaded, until the next run takes it up.
-    on_begin : callable
-        Called when nothing about a run is left to be refused, before its first update.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -97,7 +95,6 @@ class Loop:
         self.divergence: Divergence | None = None
         self.run: Run | None = None
         self.pending: dict[str, Any] = {}
-        self.on_begin: Callable[[], Any] = lambda: None
 
     def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
         """Means over a data set in its own order."""
@@ -165,11 +162,11 @@ class Loop:
             self.pending = {}
             if run.epochs and self.history:  # the clock goes on with the run
                 run.started -= self.history[-1].seconds
-            self.on_begin()
+            run.on_begin()
             return run.limit_reached()
         if pending:
             run.restore_order(pending)
-        self.on_begin()
+        run.on_begin()
         self.best, self.pending = None, {}
         log.info("%s", self.steps.graph)
         self._validate(run)

@@ -12,5 +12,6 @@ OPTIONS = (
         "seed",
         "on_divergence",
     ),
-    *("checkpoint", "resume", "save_batch", "progress", "observers", "updates_per_call"),
+    *("checkpoint", "run_directory", "resume", "save_batch"),
+    *("progress", "observers", "updates_per_call"),
 )

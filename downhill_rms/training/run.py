@@ -142,6 +142,8 @@ class Run:
         Where the run is shown.
     hyperparameters : dict
         Those that the call named.
+    on_begin : callable
+        Called when nothing about the run is left to be refused, before its first update.
     updates, epochs, batches : int
         Progress of this run, and minibatches of the current epoch.
     latest : dict of str to float
@@ -175,6 +177,7 @@ class Run:
     updates_per_call: int = 1
     progress: Progress = field(default_factory=Progress)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    on_begin: Callable[[], Any] = lambda: None
     updates: int = 0
     epochs: int = 0
     batches: int = 0

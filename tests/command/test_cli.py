@@ -303,7 +303,7 @@ def test_a_run_goes_on_with_its_own_problem():
     assert [len(history(f"runs/{name}")) for name in ("model", "model-2")] == [5, 3]
     config = Path("runs/model-2/config.json").read_bytes()
     result = run("train", "a/model.py", "--out", "runs/model-2", "--resume")
-    assert_one_clear_line(result, 1, r"is of .*b/model\.py.*--resume-changed")
+    assert_one_clear_line(result, 1, r"a run of .*b/model\.py.*--resume-changed")
     assert Path("runs/model-2/config.json").read_bytes() == config
     result = run("train", "line.py", "--resume")
     assert_one_clear_line(result, 1, r"none under runs is of this problem")
@@ -331,7 +331,7 @@ def test_a_directory_with_a_run_is_refused_and_left_as_it_is():
     succeed("train", "line.py", "--out", "run")
     before = Path("run/history.jsonl").read_text()
     result = run("train", "line.py", "--out", "run")
-    assert_one_clear_line(result, 1, r"holds one\. Give --resume")
+    assert_one_clear_line(result, 1, r"holds one run already\. .*--resume")
     assert Path("run/history.jsonl").read_text() == before
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from downhill_rms.command.comparison import compare, differing_number, only_runs
 from downhill_rms.command.console import csv_text, fitting_table
-from downhill_rms.command.rundirectory import RunDirectoryError
 from downhill_rms.watching.history import History, Record
-from tests.command.test_rundirectory import make_run
+from downhill_rms.watching.rundirectory import RunDirectory, RunDirectoryError
+from tests.watching.test_rundirectory import make_run
 
 
 def with_accuracy(path, pairs, **config):
@@ -119,3 +119,15 @@ def test_comma_separated_values_have_all_columns(tmp_path):
 
 def test_a_run_without_options_was_judged_by_its_loss(tmp_path):
     assert make_run(tmp_path / "run").judge() == ("loss", False)
+
+
+def test_a_run_without_validation_data_does_not_speak_of_validation(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.create()
+    directory.begin({"problem": "p", "hyperparameters": {}})
+    record = Record(1, 3, 0.5, {"loss": 2.0}, {"loss": 1.5}, True, True, 0.1, valid_is_train=True)
+    directory.finish(History([record]), {"stop_reason": "max_epochs", "updates": 3})
+    assert directory.results()["best train loss"] == "1.5"
+    assert "validation loss" not in directory.headline()
+    assert "best loss of the training data 1.5 at epoch 1" in directory.headline()
+    assert compare([directory])[0]["best valid loss"] == "1.5 (train)"

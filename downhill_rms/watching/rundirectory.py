@@ -1,4 +1,4 @@
-"""A run directory: everything that a run of the command line is, in files."""
+"""A run directory: everything that a run is, in files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from downhill_rms.problem import problem_name, problem_path
-from downhill_rms.watching import History, Record
+from downhill_rms.watching.history import History, Record
 
 FORMAT = 1  # of config.json
 
@@ -35,6 +34,8 @@ class RunDirectory:
     ----------
     path : path
         The directory; it need not be there yet.
+    config : mapping, optional
+        What was asked of the run, if it is known here better than by the trainer.
 
     Attributes
     ----------
@@ -43,8 +44,10 @@ class RunDirectory:
         directory ``checkpoints``.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: str | os.PathLike[str], config: Mapping[str, Any] | None = None
+    ) -> None:
+        self.path, self.config = Path(path), config
         self.config_path = self.path / "config.json"
         self.history_path = self.path / "history.jsonl"
         self.result_path = self.path / "result.json"
@@ -61,27 +64,8 @@ class RunDirectory:
         """Raise a `RunDirectoryError` where a new run would destroy another."""
         if self.has_begun():
             raise RunDirectoryError(
-                f"A new run has a directory of its own: {self.path} holds one. Give --resume to "
-                "go on with it, or another directory by --out."
-            )
-
-    def is_of(self, spec: str) -> bool:
-        """Whether its run is of a problem."""
-        config = self.read_config()
-        return problem_path(spec) == (config.get("path") or problem_path(config["problem"]))
-
-    def refuse_other(self, spec: str) -> None:
-        """Raise a `RunDirectoryError` where the run is of another problem that is still there.
-
-        One whose file is gone may have moved; whether it is the same the loss tells.
-        """
-        path = self.read_config().get("path")
-        if path is None or self.is_of(spec):
-            return
-        if Path(path).exists() or Path(path.rpartition(":")[0]).is_file():
-            raise RunDirectoryError(
-                f"A run goes on with its own problem: that in {self.path} is of {path}. Give that, "
-                "or --resume-changed to go on with another on purpose."
+                f"{self.path} holds one run already. A new run has a directory of its own: give "
+                "--resume (in Python resume=True) to go on with it, or another directory."
             )
 
     def create(self) -> None:
@@ -183,45 +167,6 @@ class RunDirectory:
             f"{JUDGES[judge]} {text[judge]} at epoch {text['best epoch']}\n"
             f"run directory {self.path}"
         )
-
-
-def default_path(name: str) -> Path:
-    """Where a new run goes if nobody says: ``runs/name``, ``runs/name-2`` and so on.
-
-    Parameters
-    ----------
-    name : str
-        The problem's.
-    """
-    return next(path for path in _paths(name) if not RunDirectory(path).has_begun())
-
-
-def latest_path(spec: str) -> Path:
-    """Where the latest run of a problem went if nobody said.
-
-    Parameters
-    ----------
-    spec : str
-        Where the problem is found. Others of its name do not count.
-
-    Raises
-    ------
-    RunDirectoryError
-        If there is none.
-    """
-    begun = itertools.takewhile(lambda p: RunDirectory(p).has_begun(), _paths(problem_name(spec)))
-    own = [path for path in begun if RunDirectory(path).is_of(spec)]
-    if not own:
-        raise RunDirectoryError(
-            f"A run of {spec} goes on where it is: none under {Path('runs')} is of this problem. "
-            "Give its directory by --out, or leave --resume out."
-        )
-    return own[-1]
-
-
-def _paths(name: str) -> Iterator[Path]:
-    yield Path("runs", name)
-    yield from (Path("runs", f"{name}-{number}") for number in itertools.count(2))
 
 
 def _judged_on(record: Record | None) -> str:

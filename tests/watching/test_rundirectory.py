@@ -5,14 +5,12 @@ import math
 
 import pytest
 
-from downhill_rms.command.comparison import compare
-from downhill_rms.command.rundirectory import (
+from downhill_rms.watching.history import History, Record
+from downhill_rms.watching.rundirectory import (
     RunDirectory,
     RunDirectoryError,
-    default_path,
     seconds_per_update,
 )
-from downhill_rms.watching.history import History, Record
 
 CONFIG = {"problem": "line.py", "seed": 7, "hyperparameters": {"momentum": 0.9, "decay": None}}
 
@@ -59,7 +57,7 @@ def test_a_run_without_an_epoch_has_results(tmp_path):
 
 def test_a_directory_with_a_run_is_refused(tmp_path):
     directory = make_run(tmp_path / "run")
-    with pytest.raises(RunDirectoryError, match=r"holds one\. Give --resume"):
+    with pytest.raises(RunDirectoryError, match=r"holds one run already\. .*--resume"):
         directory.refuse_if_begun()
 
 
@@ -115,24 +113,3 @@ def test_a_second_run_starts_its_clock_anew():
     times = [(1.0, 10), (2.0, 20), (0.5, 30), (1.5, 40)]
     records = [record(i, 1.0, seconds=s, updates=u) for i, (s, u) in enumerate(times)]
     assert seconds_per_update(History(records)) == pytest.approx(0.1)
-
-
-def test_default_paths_are_numbered(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert str(default_path("digits")) == "runs/digits"
-    make_run("runs/digits")
-    assert str(default_path("digits")) == "runs/digits-2"
-    make_run("runs/digits-2")
-    assert str(default_path("digits")) == "runs/digits-3"
-
-
-def test_a_run_without_validation_data_does_not_speak_of_validation(tmp_path):
-    directory = RunDirectory(tmp_path / "run")
-    directory.create()
-    directory.begin({"problem": "p", "hyperparameters": {}})
-    record = Record(1, 3, 0.5, {"loss": 2.0}, {"loss": 1.5}, True, True, 0.1, valid_is_train=True)
-    directory.finish(History([record]), {"stop_reason": "max_epochs", "updates": 3})
-    assert directory.results()["best train loss"] == "1.5"
-    assert "validation loss" not in directory.headline()
-    assert "best loss of the training data 1.5 at epoch 1" in directory.headline()
-    assert compare([directory])[0]["best valid loss"] == "1.5 (train)"
