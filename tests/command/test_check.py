@@ -78,12 +78,12 @@ def test_changed_hyperparameters_are_marked():
     ("problem", "message"),
     [
         (lambda: Problem(loss=3), "loss is 3: it is a symbolic PyTensor scalar"),
-        (lambda: Problem(loss=pt.vector("x").sum()), "at least one parameter"),
+        (lambda: Problem(loss=pt.vector("x").sum()), "there is no parameter to train"),
         (lambda: line(train=[X, Y[:10]]), "same number of samples"),
         (lambda: line(train=[X[:, 0], Y]), "number of dimensions"),
         (lambda: line(train=[X]), "input"),
         (lambda: line(), "--train"),
-        (lambda: line(monitors={"loss": pt.scalar()}), "none of them 'loss'"),
+        (lambda: line(monitors={"loss": pt.scalar()}), "monitors has 'loss' again"),
     ],
 )
 def test_what_prevents_training_is_a_problem(problem, message):

@@ -387,7 +387,7 @@ def test_show_names_the_error_that_ended_a_run():
     assert re.search(r"^error +OSError: the disk with the data is gone$", output, re.MULTILINE)
     assert re.search(r"^updates +5$", output, re.MULTILINE)
     assert "error" in succeed("compare", "run")
-    succeed("train", "line.py", "--out", "run", "--resume", "--max-epochs", 2)
+    succeed("train", "line.py", "--out", "run", "--resume-changed", "--max-epochs", 2)
     assert "disk" not in succeed("show", "run")
 
 
