@@ -102,6 +102,7 @@ class Steps:
         mode: Any,
     ) -> None:
         check_mode(mode)
+        self._given = graph
         graph, monitors = _prepared(graph, monitors, mode)
         self.graph, self.mode = graph, mode
         self.gradients = gradients.differentiate(graph.loss, graph.params)
@@ -164,7 +165,7 @@ class Steps:
     @cached_property
     def fingerprint(self) -> str:
         """What tells the loss from another, in any process."""
-        return fingerprint(self.graph)
+        return fingerprint(self._given)
 
     def settle(self) -> None:
         """Use one compiled form from the next call on, where the mode is ``"tiered"``."""

@@ -484,3 +484,11 @@ def test_training_with_numba_follows_the_plain_graph():
             losses.append([trainer.step(batch)["loss"] for _ in range(5)])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-12)
     assert losses[0][-1] < losses[0][0]
+
+
+def test_a_checkpoint_knows_the_loss_in_every_mode():
+    loss, params, x = loss_of(vanilla)
+    plain = Trainer(loss, params, [x], mode="FAST_COMPILE")
+    rewritten = Trainer(loss, params, [x], mode="tiered")
+    assert rewritten.steps.gradients[0] is not plain.steps.gradients[0]
+    assert rewritten.steps.fingerprint == plain.steps.fingerprint
