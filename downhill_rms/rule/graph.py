@@ -319,8 +319,8 @@ def _check_assigned(variables: Sequence[Any]) -> None:
     for variable in variables:
         if not isinstance(variable.type, DenseTensorType):
             raise TypeError(
-                "An update assigns a dense array or a random generator, which is saved with the "
-                f"parameters: received {describe(variable)}. Make it from a dense array."
+                f"updates assigns {describe(variable)}: what is assigned is a dense array or a "
+                "random generator, and saved with the parameters. Make it from a dense array."
             )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytensor.tensor as pt
 
+from downhill_rms.rule.checks import check_count, check_list, check_number
 from downhill_rms.rule.keywords import refuse_unknown
 
 
@@ -68,7 +69,8 @@ def cosine(start: float, updates: int, end: float = 0.0) -> Schedule:
     .. [1] I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
        ICLR 2017, equation 5 without restarts; optax's ``cosine_decay_schedule``.
     """
-    return Schedule(_cosine, (*_rates(start=start), _count(updates=updates), *_rates(end=end)))
+    first, last = check_number("start", start), check_number("end", end)
+    return Schedule(_cosine, (first, check_count("updates", updates), last))
 
 
 def _cosine(n: Any, start: float, updates: int, end: float) -> Any:
@@ -100,10 +102,8 @@ def exponential(start: float, factor: float, updates: int) -> Schedule:
     -----
     It is optax's ``exponential_decay(start, updates, factor)``.
     """
-    (checked,) = _rates(factor=factor)
-    if not checked:
-        raise ValueError("factor is above 0: received 0. Give what the rate is multiplied by.")
-    return Schedule(_exponential, (*_rates(start=start), checked, _count(updates=updates)))
+    first, by = check_number("start", start), check_number("factor", factor, open_low=True)
+    return Schedule(_exponential, (first, by, check_count("updates", updates)))
 
 
 def _exponential(n: Any, start: float, factor: float, updates: int) -> Any:
@@ -134,8 +134,9 @@ def linear_warmup(then: float | Schedule, updates: int, start: float = 0.0) -> S
     .. [1] P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
        section 2.2; optax's ``join_schedules`` of a ``linear_schedule`` and what follows.
     """
-    following = then if isinstance(then, Schedule) else _rates(then=then)[0]
-    return Schedule(_linear_warmup, (following, _count(updates=updates), *_rates(start=start)))
+    following = then if isinstance(then, Schedule) else check_number("then", then)
+    first = check_number("start", start)
+    return Schedule(_linear_warmup, (following, check_count("updates", updates), first))
 
 
 def _linear_warmup(n: Any, then: float | Schedule, updates: int, start: float) -> Any:
@@ -177,16 +178,16 @@ def one_cycle(
     .. [1] L. N. Smith and N. Topin, "Super-Convergence: Very Fast Training of Neural Networks
        Using Large Learning Rates", 2017; optax's ``cosine_onecycle_schedule``.
     """
-    part, first, last = _rates(warmup=warmup, start_divisor=start_divisor, end_divisor=end_divisor)
-    cycle = _count(updates=updates)
+    highest, cycle = check_number("peak", peak), check_count("updates", updates)
+    part = check_number("warmup", warmup, 0, 1)
+    first = check_number("start_divisor", start_divisor, open_low=True)
+    last = check_number("end_divisor", end_divisor, open_low=True)
     if not 1 <= int(part * cycle) < cycle:
         raise ValueError(
-            f"A cycle goes up and comes down: received warmup={warmup} of {updates} updates. Give "
-            "a part between 0 and 1 that is an update at least."
+            f"warmup is {warmup} of {updates} updates: a cycle goes up and comes down. Give a part "
+            "between 0 and 1 that is an update at least."
         )
-    if not first * last:
-        raise ValueError("start_divisor and end_divisor are above 0: received 0. Give others.")
-    return Schedule(_one_cycle, (*_rates(peak=peak), cycle, part, first, last))
+    return Schedule(_one_cycle, (highest, cycle, part, first, last))
 
 
 def _one_cycle(
@@ -219,7 +220,7 @@ def inverse_sqrt(peak: float, warmup: int) -> Schedule:
     ----------
     .. [1] A. Vaswani et al., "Attention Is All You Need", 2017, equation 3.
     """
-    return Schedule(_inverse_sqrt, (*_rates(peak=peak), _count(warmup=warmup)))
+    return Schedule(_inverse_sqrt, (check_number("peak", peak), check_count("warmup", warmup)))
 
 
 def _inverse_sqrt(n: Any, peak: float, warmup: int) -> Any:
@@ -245,12 +246,18 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     -----
     It is optax's ``piecewise_constant_schedule``, which is given factors instead of values.
     """
-    rates = tuple(rate for value in values for rate in _rates(values=value))
-    counts = tuple(_count(boundaries=boundary) for boundary in boundaries)
+    rates = tuple(
+        check_number(f"values[{i}]", value)
+        for i, value in enumerate(check_list("values", values, "learning rates"))
+    )
+    counts = tuple(
+        check_count(f"boundaries[{i}]", boundary)
+        for i, boundary in enumerate(check_list("boundaries", boundaries, "updates"))
+    )
     if len(rates) != len(counts) + 1 or list(counts) != sorted(set(counts)):
         raise ValueError(
-            "Constants are separated by ascending boundaries, one fewer than there are values: "
-            f"received {len(rates)} values and boundaries {list(counts)}. Give them in order."
+            f"boundaries is {list(counts)} for {len(rates)} values: they ascend, and are one fewer "
+            "than the values. Give them in order."
         )
     return Schedule(_piecewise, (rates, counts))
 
@@ -323,27 +330,7 @@ def _make(make: Callable[..., Schedule], arguments: list[Any], named: dict[str, 
     except TypeError as error:
         wanted = ", ".join(map(str, signature.parameters))
         raise ValueError(
-            f"{make.__name__}({wanted}) has these arguments: {error}. Give them, in order or "
-            "by name."
+            f"{make.__name__} is given other arguments than {make.__name__}({wanted}): {error}. "
+            "Give these, in order or by name."
         ) from error
     return make(*arguments, **named)
-
-
-def _rates(**given: Any) -> tuple[float, ...]:
-    """Numbers that are finite and at least 0."""
-    for name, value in given.items():
-        if isinstance(value, bool | str) or not isinstance(value, int | float):
-            raise TypeError(f"{name} is a number: received {value!r}. Give a float.")
-        if not 0 <= value < math.inf:
-            raise ValueError(
-                f"{name} is finite and at least 0: received {value!r}. Give such a number."
-            )
-    return tuple(map(float, given.values()))
-
-
-def _count(**given: Any) -> int:
-    """A number of updates."""
-    ((name, value),) = given.items()
-    if isinstance(value, bool | str) or not (isinstance(value, int) and value >= 1):
-        raise ValueError(f"{name} is an integer of at least 1: received {value!r}. Give updates.")
-    return int(value)
