@@ -62,14 +62,15 @@ def read_data(path: str | PathLike[str], specs: Sequence[InputSpec]) -> list[Any
     read = READERS.get(path.suffix.lower())
     if read is None:
         raise DataFileError(
-            f"A data file's name ends in {', '.join(READERS)}: received {path}. Write one of these."
+            f"{path} is of no kind that is read: a data file's name ends in {', '.join(READERS)}. "
+            "Write one of these."
         )
     if not path.is_file():
-        received = "is a directory" if path.is_dir() else "does not exist"
-        raise DataFileError(f"A data file is there: {path} {received}. Check the path.")
+        found = "a directory" if path.is_dir() else "not there"
+        raise DataFileError(f"{path} is {found}. Give the path of a data file.")
     if not specs:
         raise DataFileError(
-            f"A data file feeds inputs: the loss has none for {path}. Leave it out."
+            f"{path} is given for a loss without inputs: a data file feeds inputs. Leave it out."
         )
     try:
         arrays = read(path, specs)
@@ -78,8 +79,8 @@ def read_data(path: str | PathLike[str], specs: Sequence[InputSpec]) -> list[Any
     except Exception as error:  # each reader has exceptions of its own for a broken file
         text = str(error).strip().partition("\n")[0]
         raise DataFileError(
-            f"A data file can be read: {path} cannot as {path.suffix} "
-            f"({type(error).__name__}: {text}). Write it again."
+            f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {text}). "
+            "Write it again."
         ) from error
     _check_lengths(path, arrays, specs)
     return arrays
@@ -90,8 +91,8 @@ def _check_lengths(path: Path, arrays: Sequence[Any], specs: Sequence[InputSpec]
     if len(set(lengths)) > 1 or not lengths[0]:
         received = ", ".join(f"{n} for {spec}" for n, spec in zip(lengths, specs, strict=True))
         raise DataFileError(
-            f"A data file holds as many samples for each input, and one at least: {path} has "
-            f"{received}. Write a row for each sample."
+            f"{path} has {received}: a data file holds as many samples for each input, and one "
+            "at least. Write a row for each sample."
         )
 
 
@@ -105,8 +106,8 @@ def _read_npz(path: Path, specs: Sequence[InputSpec]) -> list[Any]:
         for name, spec in zip(names, specs, strict=True):
             if name not in file:
                 raise DataFileError(
-                    f"An .npz file has an array for each input: {path} has none for {spec}, only "
-                    f"{_listed(list(file))}. Name the arrays after the inputs."
+                    f"{path} has no array for {spec}, only {_listed(list(file))}: an .npz file has "
+                    "one for each input. Name the arrays after the inputs."
                 )
         return [
             _conform(np.asarray(file[str(name)]), spec, f"{path}, array {name!r}")
@@ -117,8 +118,8 @@ def _read_npz(path: Path, specs: Sequence[InputSpec]) -> list[Any]:
 def _read_npy(path: Path, specs: Sequence[InputSpec]) -> list[Any]:
     if len(specs) != 1:
         raise DataFileError(
-            f"An .npy file feeds a loss with one input: {path} cannot feed {len(specs)} "
-            f"({', '.join(map(str, specs))}). Write an .npz file, by np.savez."
+            f"{path} cannot feed {len(specs)} inputs ({', '.join(map(str, specs))}): an .npy file "
+            "holds the array of one. Write an .npz file, by np.savez."
         )
     array = np.lib.format.open_memmap(path, mode="r")
     return [_conform(array, specs[0], str(path))]
@@ -158,8 +159,8 @@ class Table:
         doubled = sorted({name for name in named if named.count(name) > 1})
         if doubled:
             raise DataFileError(
-                f"The columns of a table have different names: {self.path} has several of "
-                f"{_listed(doubled)}. Rename or remove them."
+                f"{self.path} has several columns called {_listed(doubled)}: those of a table have "
+                "different names. Rename or remove them."
             )
 
     def arrays(self, specs: Sequence[InputSpec]) -> list[Any]:
@@ -184,10 +185,10 @@ class Table:
         matrices = [i for i in taken if not taken[i] and specs[i].ndim == 2]
         if vectors or len(matrices) > 1 or (matrices and not free):
             raise DataFileError(
-                f"A table has columns for each input: {self.path} has none for "
+                f"{self.path} has no columns for "
                 f"{', '.join(str(specs[i]) for i in vectors or matrices)}, only "
-                f"{_listed(self.names)}. Name the column of a vector y y, and those of a matrix x "
-                "x0, x1 and so on."
+                f"{_listed(self.names)}: a table has some for each input. Name the column of a "
+                "vector y y, and those of a matrix x x0, x1 and so on."
             )
         taken.update((i, free) for i in matrices)
         return [taken[i] for i in range(len(specs))]
@@ -209,16 +210,16 @@ class Table:
             if values.dtype.kind not in "iufb":
                 kind = getattr(column, "type", None) or column.dtype
                 raise DataFileError(
-                    f"A column holds numbers: {self.path}, column {name!r} holds {kind} for "
-                    f"{spec}. Remove it, or write it as numbers."
+                    f"{self.path}, column {name!r} holds {kind} for {spec}: it takes numbers. "
+                    "Remove it, or write it as numbers."
                 )
         valid &= _fits(values, dtype)
         if not valid.all():
             row = int(np.argmin(valid))
             raise DataFileError(
-                f"A cell holds a {'whole ' if whole else ''}number that its input can hold, "
-                f"{spec}: {self.path}, {self.place(row)}, column {name!r} holds "
-                f"{_shown(column[row])}. Mend it, or leave out the row or the column."
+                f"{self.path}, {self.place(row)}, column {name!r} holds {_shown(column[row])}: "
+                f"its input, {spec}, takes a {'whole ' if whole else ''}number that it can hold. "
+                "Mend it, or leave out the row or the column."
             )
         return values.astype(dtype)
 
@@ -227,14 +228,14 @@ def _check_inputs(path: Path, specs: Sequence[InputSpec]) -> None:
     for spec in specs:
         if spec.ndim not in (1, 2):
             raise DataFileError(
-                f"A table feeds vectors and matrices: {path} cannot feed {spec}. Write an .npz "
-                "or .npy file."
+                f"{path} cannot feed {spec}: a table feeds vectors and matrices. Write an .npz or "
+                ".npy file."
             )
     names = [spec.name for spec in specs if spec.name]
     if len(set(names)) < len(names):
         raise DataFileError(
-            f"Inputs that a table feeds have different names: {path} is for "
-            f"{', '.join(map(str, specs))}. Rename them."
+            f"{path} is for inputs of one name ({', '.join(map(str, specs))}): those that a table "
+            "feeds have different names. Rename them."
         )
 
 
@@ -251,8 +252,8 @@ def _own_columns(path: Path, names: Sequence[str], spec: InputSpec) -> list[str]
         number = int(match[1] or match[2])
         if number in numbered:
             raise DataFileError(
-                f"The columns of a matrix have different numbers: {path} has {numbered[number]!r} "
-                f"and {name!r} for {spec}. Rename one."
+                f"{path} has {numbered[number]!r} and {name!r} for {spec}: the columns of a matrix "
+                "have different numbers. Rename one."
             )
         numbered[number] = name
     return [numbered[number] for number in sorted(numbered)]
@@ -306,8 +307,8 @@ def _read_text(path: Path, delimiter: str) -> Table:
                 lines.append(rows.line_num)
             elif row:  # no blank line
                 raise DataFileError(
-                    f"A row of a table has a cell for each column: {path}, line {rows.line_num} "
-                    f"has {len(row)} for {len(names)} columns. Mend it."
+                    f"{path}, line {rows.line_num} has {len(row)} cells for {len(names)} columns: "
+                    "a row has one for each. Mend it."
                 )
     columns = list(zip(*cells, strict=True)) if cells else [()] * len(names)
     return Table(path, names, columns, lambda row: f"line {lines[row]}")
@@ -320,8 +321,8 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
         return
     if numbers != list(range(len(names))) or not names:  # a frame's columns may be called 0, 1, 2
         raise DataFileError(
-            f"A table's first line names the columns: {path} begins with "
-            f"{_listed(names) or 'nothing'}. Add such a line."
+            f"{path} begins with {_listed(names) or 'nothing'}: a table's first line names the "
+            "columns. Add such a line."
         )
 
 
@@ -344,7 +345,7 @@ def _parquet_columns(path: Path) -> list[tuple[str, Any]]:
         import polars
     except ImportError as error:
         raise ImportError(
-            f"A Parquet file is read by pyarrow or polars: neither is installed for {path}. Run "
+            f"Neither pyarrow nor polars is installed, and {path} is read by one of them. Run "
             'pip install "downhill_rms[parquet]".'
         ) from error
     return [(column.name, column) for column in polars.read_parquet(path, glob=False).get_columns()]

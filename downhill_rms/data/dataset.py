@@ -121,8 +121,8 @@ class Dataset:
             self.iteration_size = iteration_size or _own_length(inputs)
             if self.iteration_size == 0:
                 raise ValueError(
-                    f"A data set holds at least one batch: {self.name} has length 0. Check how "
-                    "it was made."
+                    f"{self.name} has length 0: a data set holds at least one batch. Check how it "
+                    "was made."
                 )
 
     def __repr__(self) -> str:
@@ -305,7 +305,7 @@ class BoundDataset:
                     yield batch, self._count_samples(batch)
             if count == before:
                 raise ValueError(
-                    f"A data set holds at least one batch: {self.name} gave none. If it is an "
+                    f"{self.name} gave no batch: a data set holds at least one. If it is an "
                     "iterator that is used up, give a list or a callable."
                 )
             if self.iteration_size is None:
@@ -332,8 +332,8 @@ class BoundDataset:
         samples = int(whole.shape[self.axis])
         if samples == 0:
             raise ValueError(
-                f"A batch holds at least one sample: {self.name} gave one of shape "
-                f"{whole.shape}. Leave empty batches out."
+                f"{self.name} gave a batch of shape {whole.shape}: a batch holds at least one "
+                "sample. Leave empty batches out."
             )
         return samples
 
@@ -392,16 +392,18 @@ def open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
         return BatchSource(lambda: _call_forever(inputs), endless=True)
     if not isinstance(inputs, Iterable) or isinstance(inputs, str | bytes):
         raise TypeError(
-            "A data set is made from arrays, a callable that returns a batch, or an iterable of "
-            f"batches: received {type(inputs).__name__}. Give one of these."
+            f"The data are of type {type(inputs).__name__}: a data set is made from arrays, a "
+            "callable that returns a batch, or an iterable of batches. Give one of these."
         )
     if isinstance(inputs, Iterator):
         raise TypeError(
-            "An iterable of batches is iterated once an epoch: received an iterator "
-            f"({type(inputs).__name__}), which is used up after one. Give a list or a callable."
+            f"The data are an iterator ({type(inputs).__name__}), which is used up after one "
+            "epoch: batches are iterated once an epoch. Give a list or a callable."
         )
     if isinstance(inputs, list | tuple | Mapping) and not inputs:
-        raise ValueError("A data set holds at least one array or batch: received none. Give one.")
+        raise ValueError(
+            "The data are empty: a data set holds at least one array or batch. Give one."
+        )
     return BatchSource(lambda: iter(inputs))
 
 

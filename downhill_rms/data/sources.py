@@ -52,8 +52,8 @@ class InputSpec:
         kind = variable.type
         if not hasattr(kind, "ndim") or not hasattr(kind, "dtype"):
             raise TypeError(
-                f"An input is a dense or sparse tensor: {variable!r} is of type {kind}. Make it "
-                "with pytensor.tensor or pytensor.sparse."
+                f"inputs has {variable!r} of type {kind}: an input is a dense or sparse tensor. "
+                "Make it with pytensor.tensor or pytensor.sparse."
             )
         declared = any(extent is not None for extent in getattr(kind, "shape", ()))
         shape = kind.shape if declared else None
@@ -152,13 +152,13 @@ def _check_kind(array: Any, spec: InputSpec) -> None:
     """Refuse what no value of this array could mend: its dimensions and its kind of dtype."""
     if array.ndim != spec.ndim:
         raise ValueError(
-            f"An array has its input's number of dimensions: received shape {array.shape} for "
-            f"{spec}. Reshape the data or change the input."
+            f"An array of shape {array.shape} is given for {spec}: it has its input's number of "
+            "dimensions. Reshape the data or change the input."
         )
     if not np.can_cast(array.dtype, spec.dtype, casting="same_kind"):
         raise TypeError(
-            f"An array is cast to its input's dtype where nothing is lost in kind: received "
-            f"{array.dtype} for {spec}. Convert the data with .astype, or change the input."
+            f"An array of {array.dtype} is given for {spec}: it is cast to its input's dtype where "
+            "nothing is lost in kind. Convert the data with .astype, or change the input."
         )
 
 
@@ -170,8 +170,8 @@ def _check_range(array: np.ndarray, spec: InputSpec) -> None:
         low, high = np.iinfo(target).min, np.iinfo(target).max
         if array.min() < low or array.max() > high:
             raise ValueError(
-                f"Integers fit their input's dtype: received values from {array.min()} to "
-                f"{array.max()} for {spec}. Use an input with a wider dtype."
+                f"The values from {array.min()} to {array.max()} for {spec} are beyond its dtype: "
+                "integers fit it. Use an input with a wider one."
             )
 
 
@@ -197,9 +197,9 @@ def by_input(batch: Any, specs: Sequence[InputSpec] | None) -> list[Any]:
         specs.taken_by_position()
     if specs is not None and len(values) != len(specs):
         raise ValueError(
-            f"A batch holds one array for each input: received {len(values)} for {len(specs)} "
-            f"inputs ({', '.join(map(str, specs)) or 'the loss has none'}). Give as many; a list "
-            "of batches has every batch in a list or tuple of its own."
+            f"A batch has {len(values)} arrays for {len(specs)} inputs "
+            f"({', '.join(map(str, specs)) or 'the loss has none'}): it holds one for each. Give "
+            "as many; a list of batches has every batch in a list or tuple of its own."
         )
     return values
 
@@ -208,20 +208,20 @@ def _by_name(batch: Mapping[str, Any], specs: Sequence[InputSpec]) -> list[Any]:
     names = [spec.name for spec in specs]
     if None in names:
         raise ValueError(
-            "Data given by name need inputs with names: one of the inputs has none "
-            f"({', '.join(map(str, specs))}). Name it, as in pt.matrix('x')."
+            f"An input has no name ({', '.join(map(str, specs))}), and data are given by name. "
+            "Name it, as in pt.matrix('x')."
         )
     doubled = sorted({str(name) for name in names if names.count(name) > 1})
     if doubled:
         warnings.warn(
-            f"Inputs that are fed by name should have different names: {', '.join(doubled)} is "
-            "the name of several, which all receive the same data. Rename them or feed a list.",
+            f"{', '.join(doubled)} is the name of several inputs, which all receive the same data. "
+            "Inputs that are fed by name should have different names: rename them or feed a list.",
             stacklevel=4,
         )
     if set(batch) != set(names):
         raise ValueError(
-            "Data given by name hold one array for each input: received "
-            f"{sorted(map(str, batch))} for inputs {names}. Use the inputs' names."
+            f"Data are given by the names {sorted(map(str, batch))} for inputs {names}: they hold "
+            "one array for each. Use the inputs' names."
         )
     return [batch[name] for name in names if name is not None]
 
@@ -382,20 +382,20 @@ class ArraySource:
         shapes = ", ".join(f"{n}: {c.shape}" for n, c in zip(labels, columns, strict=True))
         if any(len(column.shape) <= axis for column in columns):
             raise ValueError(
-                f"Every array has samples along axis {axis}: received shapes {shapes}. "
-                "Give arrays with that axis, or change axis=."
+                f"The arrays ({shapes}) have too few dimensions for axis={axis}: every one has "
+                "samples along it. Give arrays with that axis, or change axis=."
             )
         lengths = {column.shape[axis] for column in columns}
         if len(lengths) > 1:
             raise ValueError(
-                f"All arrays have the same number of samples along axis {axis}: received shapes "
-                f"{shapes}. Cut them to one length, or change axis=."
+                f"The arrays ({shapes}) have different lengths along axis {axis}: all have the "
+                "same number of samples. Cut them to one length, or change axis=."
             )
         self.n_samples: int = lengths.pop()
         if self.n_samples == 0:
             raise ValueError(
-                f"A data set holds at least one sample: received shapes {shapes}. "
-                "Check how the data were selected."
+                f"The arrays ({shapes}) are empty along axis {axis}: a data set holds at least one "
+                "sample. Check how the data were selected."
             )
 
     @property

@@ -249,13 +249,13 @@ def test_truth_values(tmp_path):
         ("x0,y\n", ["one at least", "0 for 'x'"]),
         ("x0,x0,y\n1,2,3\n", ["different names", "'x0'"]),
         ("x0,x_0,y\n1,2,3\n", ["different numbers", "'x0' and 'x_0'"]),
-        ("x0,z\n1,2\n", ["none for 'y' (1-dimensional", "only 'x0', 'z'"]),
-        ("a,b\n1,2\n", ["none for 'y' (1-dimensional", "only 'a', 'b'"]),
-        ("x0;y\n1;2\n", ["none for 'y'", "'x0;y'"]),
-        ("y\n1\n", ["none for 'x' (2-dimensional"]),
-        (",y\n1,2\n", ["none for 'x' (2-dimensional"]),
-        ("x0,y\n1,2\n3\n", ["line 3", "1 for 2 columns"]),
-        ("x0,y\n1,2\n\n3,4,5\n", ["line 4", "3 for 2 columns"]),
+        ("x0,z\n1,2\n", ["no columns for 'y' (1-dimensional", "only 'x0', 'z'"]),
+        ("a,b\n1,2\n", ["no columns for 'y' (1-dimensional", "only 'a', 'b'"]),
+        ("x0;y\n1;2\n", ["no columns for 'y'", "'x0;y'"]),
+        ("y\n1\n", ["no columns for 'x' (2-dimensional"]),
+        (",y\n1,2\n", ["no columns for 'x' (2-dimensional"]),
+        ("x0,y\n1,2\n3\n", ["line 3", "1 cells for 2 columns"]),
+        ("x0,y\n1,2\n\n3,4,5\n", ["line 4", "3 cells for 2 columns"]),
         ("x0,y\n1,2\n3,abc\n", ["line 3", "column 'y'", "'abc'", "whole number"]),
         ("x0,y\n1,2\n\nabc,3\n", ["line 4", "column 'x0'", "'abc'", "a number"]),
         ("x0,y\n1,2\n3,\n", ["line 3", "column 'y'", "holds nothing"]),
@@ -267,7 +267,7 @@ def test_truth_values(tmp_path):
         ("x0,y\n1,2\n3,2147483648\n", ["line 3", "column 'y'", "'2147483648'", "int32"]),
         ("x0,y\n1,2\n3,-2147483649.0\n", ["line 3", "column 'y'", "'-2147483649.0'"]),
         ("x0,y\n1,2\n3,1e999999999\n", ["line 3", "column 'y'", "'1e999999999'"]),
-        ('x0,y\n1,2\n"3"x,4\n', ["cannot as .csv"]),
+        ('x0,y\n1,2\n"3"x,4\n', ["cannot be read as .csv"]),
     ],
 )
 def test_a_wrong_table_says_where(tmp_path, text, parts):
@@ -303,7 +303,7 @@ def test_two_inputs_of_one_name(tmp_path):
 def test_text_that_is_not_utf_8(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("x0,größe\n1,2\n", encoding="utf-16")
-    fault(path, [X], "cannot as .csv", "UnicodeDecodeError")
+    fault(path, [X], "cannot be read as .csv", "UnicodeDecodeError")
 
 
 @pytest.mark.parametrize(
@@ -315,9 +315,9 @@ def test_text_that_is_not_utf_8(tmp_path):
         ([1.0, float("nan")], LABELS, ["row 2", "nan", "whole number"]),
         ([1, 2**31], LABELS, ["row 2", "2147483648", "int32"]),
         ([0.0, 2.0**63], InputSpec("y", "int64", 1), ["row 2", "9.22", "int64"]),
-        (["a", "b"], Y, ["column 'y'", "column holds numbers"]),
+        (["a", "b"], Y, ["column 'y'", "it takes numbers"]),
         ([None, None], Y, ["'y'"]),
-        ([[1.0], [2.0]], Y, ["column 'y'", "column holds numbers"]),
+        ([[1.0], [2.0]], Y, ["column 'y'", "it takes numbers"]),
     ],
 )
 def test_a_wrong_parquet_column_says_where(tmp_path, engine, values, spec, parts):
@@ -393,13 +393,13 @@ def test_a_sparse_input_is_fed_from_a_table(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "specs", "parts"),
     [
-        ({"x": np.ones((3, 2))}, [X, Y], ["none for 'y'", "only 'x'"]),
-        ({"arr_0": np.ones(3), "arr_1": np.ones(3)}, [Y], ["none for 'y'", "'arr_0', 'arr_1'"]),
+        ({"x": np.ones((3, 2))}, [X, Y], ["no array for 'y'", "only 'x'"]),
+        ({"arr_0": np.ones(3), "arr_1": np.ones(3)}, [Y], ["no array for 'y'", "'arr_0', 'arr_1'"]),
         ({"y": np.ones((3, 1))}, [Y], ["'y'", "(3, 1)", "1-dimensional"]),
         ({"y": np.ones(3)}, [LABELS], ["'y'", "float64", "int32"]),
         ({"y": np.array([0, 2**40])}, [LABELS], ["'y'", str(2**40), "int32"]),
         ({"y": np.array(["a", "b"])}, [Y], ["'y'", "float64"]),
-        ({"y": np.array([None, 1.0])}, [Y], ["cannot as .npz", "allow_pickle=False"]),
+        ({"y": np.array([None, 1.0])}, [Y], ["cannot be read as .npz", "allow_pickle=False"]),
         ({"x": np.ones((3, 2)), "y": np.ones(2)}, [X, Y], ["3 for 'x'", "2 for 'y'"]),
         ({"y": np.ones(0)}, [Y], ["one at least", "0 for 'y'"]),
     ],
@@ -412,10 +412,10 @@ def test_wrong_arrays_are_named(tmp_path, arrays, specs, parts):
 @pytest.mark.parametrize(
     ("array", "specs", "parts"),
     [
-        (np.ones(3), [X, Y], ["one input", "cannot feed 2", ".npz"]),
+        (np.ones(3), [X, Y], ["the array of one", "cannot feed 2 inputs", ".npz"]),
         (np.ones(3), [X], ["(3,)", "2-dimensional"]),
         (np.ones(3), [LABELS], ["float64", "int32"]),
-        (np.array([None, 1.0]), [Y], ["cannot as .npy", "Python objects"]),
+        (np.array([None, 1.0]), [Y], ["cannot be read as .npy", "Python objects"]),
         (np.ones(0), [Y], ["0 for 'y'"]),
     ],
 )
@@ -429,7 +429,7 @@ def test_a_wrong_array_is_named(tmp_path, array, specs, parts):
 
 @pytest.mark.parametrize("ending", [".npz", ".npy", ".csv", ".tsv", ".parquet"])
 def test_a_file_that_is_not_there(tmp_path, ending):
-    fault(tmp_path / f"a{ending}", [X], "does not exist")
+    fault(tmp_path / f"a{ending}", [X], "is not there. Give the path")
     (tmp_path / f"b{ending}").mkdir()
     fault(tmp_path / f"b{ending}", [X], "is a directory")
 
@@ -447,7 +447,7 @@ def test_an_unknown_ending_lists_the_known(tmp_path, name):
 def test_a_file_of_another_kind(tmp_path, ending, content, engine):
     path = tmp_path / f"a{ending}"
     path.write_bytes(content)
-    fault(path, [X], f"cannot as {ending}")
+    fault(path, [X], f"cannot be read as {ending}")
 
 
 @pytest.mark.parametrize("ending", [".npz", ".npy", ".parquet"])
@@ -459,7 +459,7 @@ def test_a_file_that_was_cut_short(tmp_path, ending, engine):
     else:
         (np.save if ending == ".npy" else np.savez)(path, array)
     path.write_bytes(path.read_bytes()[:-40])
-    fault(path, [X], f"cannot as {ending}")
+    fault(path, [X], f"cannot be read as {ending}")
 
 
 def test_a_flipped_bit_in_an_archive(tmp_path):
@@ -468,20 +468,20 @@ def test_a_flipped_bit_in_an_archive(tmp_path):
     content = bytearray(path.read_bytes())
     content[600] ^= 1
     path.write_bytes(content)
-    fault(path, [X], "cannot as .npz", "CRC")
+    fault(path, [X], "cannot be read as .npz", "CRC")
 
 
 def test_a_loss_without_inputs_takes_no_file(tmp_path):
-    fault(table(tmp_path / "a.csv", "y\n1\n"), [], "the loss has none")
+    fault(table(tmp_path / "a.csv", "y\n1\n"), [], "a loss without inputs")
 
 
 def test_messages_say_what_to_do(tmp_path):
-    """The three parts in one example: the rule, what was received, what to do."""
+    """The three parts in one example: the fact, the rule, what to do."""
     path = table(tmp_path / "a.csv", "y\n1\nabc\n")
     with pytest.raises(DataFileError) as caught:
         read_data(path, [LABELS])
     assert str(caught.value) == (
-        "A cell holds a whole number that its input can hold, 'y' (1-dimensional int32): "
-        f"{path}, line 3, column 'y' holds 'abc'. Mend it, or leave out the row or the column."
+        f"{path}, line 3, column 'y' holds 'abc': its input, 'y' (1-dimensional int32), takes a "
+        "whole number that it can hold. Mend it, or leave out the row or the column."
     )
     assert re.fullmatch(r"[^:]+: .+\. .+\.", str(caught.value))

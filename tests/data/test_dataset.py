@@ -347,21 +347,21 @@ ZEROS = np.zeros((4, 3))
 @pytest.mark.parametrize(
     ("inputs", "error", "message"),
     [
-        ([ZEROS, ZEROS[:3]], ValueError, r"same number of samples.*array 1: \(3, 3\)"),
+        ([ZEROS, ZEROS[:3]], ValueError, r"array 1: \(3, 3\).*same number of samples"),
         ({"x": ZEROS, "y": ZEROS[:3]}, ValueError, r"x: \(4, 3\), y: \(3, 3\)"),
         (ZEROS[:0], ValueError, "at least one sample"),
-        ({"x": ZEROS[:0]}, ValueError, r"at least one sample: received shapes x: \(0, 3\)"),
+        ({"x": ZEROS[:0]}, ValueError, r"The arrays \(x: \(0, 3\)\) are empty"),
         ([], ValueError, "at least one array or batch"),
         ((), ValueError, "at least one array or batch"),
         ({}, ValueError, "at least one array or batch"),
-        (np.array(3.0), ValueError, "samples along axis 0"),
-        ([1.0, 2.0], ValueError, "samples along axis 0"),
+        (np.array(3.0), ValueError, "too few dimensions for axis=0"),
+        ([1.0, 2.0], ValueError, "too few dimensions for axis=0"),
         (iter([ZEROS]), TypeError, "an iterator .*, which is used up"),
         ((batch for batch in [ZEROS]), TypeError, "an iterator .generator."),
-        ("train.csv", TypeError, "received str"),
-        (b"train", TypeError, "received bytes"),
-        (3, TypeError, "received int"),
-        (Loader([]), ValueError, "at least one batch: dataset has length 0"),
+        ("train.csv", TypeError, "The data are of type str"),
+        (b"train", TypeError, "The data are of type bytes"),
+        (3, TypeError, "The data are of type int"),
+        (Loader([]), ValueError, "dataset has length 0: a data set holds"),
     ],
 )
 def test_refused_inputs(inputs, error, message):
@@ -379,7 +379,7 @@ def test_refused_inputs(inputs, error, message):
         ({"batch_size": True}, TypeError, "batch_size is .*: it takes an integer"),
         ({"axis": -1}, ValueError, "axis is -1: it is at least 0"),
         ({"axis": "rows"}, TypeError, "axis is 'rows': it takes an integer"),
-        ({"axis": 2}, ValueError, r"samples along axis 2: received shapes array 0: \(4, 3\)"),
+        ({"axis": 2}, ValueError, r"array 0: \(4, 3\)\) have too few dimensions for axis=2"),
         ({"iteration_size": 0}, ValueError, "iteration_size is 0: it is at least 1"),
         ({"rng": "a"}, TypeError, "rng is 'a'"),
         ({"rng": -1}, ValueError, "rng is -1"),
@@ -397,7 +397,7 @@ def test_refused_arguments(keywords, error, message):
 @pytest.mark.parametrize("specs", [None, [InputSpec("x", "float64", 2)]])
 def test_an_empty_batch_is_refused(inputs, specs):
     bound = Dataset(inputs, "valid").bind(specs)
-    with pytest.raises(ValueError, match=r"at least one sample: valid gave one of shape \(0, 3\)"):
+    with pytest.raises(ValueError, match=r"valid gave a batch of shape \(0, 3\): a batch holds"):
         list(bound.epoch())
 
 
@@ -410,7 +410,7 @@ class Nothing(Iterable):
 
 @pytest.mark.parametrize("iteration_size", [None, 5])
 def test_an_iterable_that_yields_nothing_is_refused(iteration_size):
-    with pytest.raises(ValueError, match="at least one batch: valid gave none"):
+    with pytest.raises(ValueError, match="valid gave no batch: a data set holds"):
         list(Dataset(Nothing(), "valid", iteration_size=iteration_size))
 
 
