@@ -86,24 +86,45 @@ class UpdateAlone:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """An LSTM that predicts the next character."""
+    """A recurrent network that predicts the next character.
 
-    title: str
+    Attributes
+    ----------
+    cell : {"LSTM", "GRU", "RNN"}
+        What the network is made of, by the names of `torch.nn`.
+    """
+
     updates: int
     contestants: tuple[str, ...]
+    cell: str = "LSTM"
     units: int = 128
     characters: int = 64
     length: int = 64
     batch: int = 32
     kind = "language_model"
 
+    @property
+    def title(self):
+        """What the table calls it."""
+        sizes = f"{self.units} units, batch {self.batch}, {self.length} characters"
+        return f"{self.cell}, {sizes}"
+
+    @property
+    def gates(self):
+        """How many products with the state a step makes."""
+        return {"LSTM": 4, "GRU": 3, "RNN": 1}[self.cell]
+
     def parameters(self):
-        """Weights by name; the gates' columns are input, forget, cell, output."""
+        """Weights by name, with the gates' columns as in `torch.nn`.
+
+        An LSTM's are input, forget, cell, output, a GRU's reset, update, new.
+        """
         rng = np.random.default_rng(0)
+        width = self.gates * self.units
         shapes = {
-            "input": (self.characters, 4 * self.units),
-            "recurrent": (self.units, 4 * self.units),
-            "bias": (4 * self.units,),
+            "input": (self.characters, width),
+            "recurrent": (self.units, width),
+            "bias": (width,),
             "output": (self.units, self.characters),
             "output_bias": (self.characters,),
         }
@@ -204,7 +225,11 @@ RUNGS = {
     "E50": E50,
     "F40": UpdateAlone("1 million parameters in 40 arrays", 40, 25_000, 100, WARM),
     "F400": UpdateAlone("1 million in 400 arrays", 400, 2_500, 20, ("ours:c", "torch", "optax")),
-    "G": LanguageModel("LSTM, 128 units, 64 characters, batch 32", 20, WARM),
+    "G": LanguageModel(20, WARM),
+    "G-32": LanguageModel(200, WARM, units=32, batch=1, length=20),
+    "G-512": LanguageModel(10, WARM, units=512, batch=16, length=20),
+    "G-GRU": LanguageModel(20, WARM, "GRU"),
+    "G-RNN": LanguageModel(40, WARM, "RNN"),
     "H": Sparse("sparse logistic regression, batch 256", 100, ("ours", "torch", "sklearn")),
 }
 

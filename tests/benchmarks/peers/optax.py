@@ -134,22 +134,44 @@ def update_alone(rung):
     return train
 
 
+def lstm(driven, states, recurrent):
+    """The next states of an LSTM."""
+    hidden, state = states
+    i, f, g, o = jnp.split(driven + hidden @ recurrent, 4, axis=1)
+    state = jax.nn.sigmoid(f) * state + jax.nn.sigmoid(i) * jnp.tanh(g)
+    return jax.nn.sigmoid(o) * jnp.tanh(state), state
+
+
+def gru(driven, states, recurrent):
+    """The next state of a GRU."""
+    (hidden,) = states
+    reset, update, new = jnp.split(hidden @ recurrent, 3, axis=1)
+    by_reset, by_update, by_new = jnp.split(driven, 3, axis=1)
+    reset, update = jax.nn.sigmoid(by_reset + reset), jax.nn.sigmoid(by_update + update)
+    return ((1 - update) * jnp.tanh(by_new + reset * new) + update * hidden,)
+
+
+def rnn(driven, states, recurrent):
+    """The next state of a plain recurrent network."""
+    return (jnp.tanh(driven + states[0] @ recurrent),)
+
+
+CELLS = {"LSTM": (lstm, 2), "GRU": (gru, 1), "RNN": (rnn, 1)}  # with their number of states
+
+
 def language_model(rung):
-    """An LSTM by ``lax.scan``."""
+    """A network by ``lax.scan``."""
+    cell, n_states = CELLS[rung.cell]
 
     def loss_of(params, text):
         driven = jax.nn.one_hot(text[:-1], rung.characters) @ params["input"] + params["bias"]
 
-        def cell(carry, driven):
-            hidden, state = carry
-            gates = driven + hidden @ params["recurrent"]
-            i, f, g, o = jnp.split(gates, 4, axis=1)
-            state = jax.nn.sigmoid(f) * state + jax.nn.sigmoid(i) * jnp.tanh(g)
-            hidden = jax.nn.sigmoid(o) * jnp.tanh(state)
-            return (hidden, state), hidden
+        def step(states, driven):
+            states = cell(driven, states, params["recurrent"])
+            return states, states[0]
 
         start = jnp.zeros((rung.batch, rung.units))
-        _, hidden = jax.lax.scan(cell, (start, start), driven)
+        _, hidden = jax.lax.scan(step, (start,) * n_states, driven)
         scores = hidden @ params["output"] + params["output_bias"]
         return optax.softmax_cross_entropy_with_integer_labels(scores, text[1:]).mean()
 

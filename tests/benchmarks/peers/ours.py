@@ -96,32 +96,56 @@ def update_alone(rung, usage=""):
     return train
 
 
+def lstm(driven, recurrent, hidden, state):
+    """The next states of an LSTM."""
+    i, f, g, o = (d + hidden @ w for d, w in zip(driven, recurrent, strict=True))
+    state = pt.sigmoid(f) * state + pt.sigmoid(i) * pt.tanh(g)
+    return pt.sigmoid(o) * pt.tanh(state), state
+
+
+def gru(driven, recurrent, hidden):
+    """The next state of a GRU."""
+    reset, update, new = (hidden @ w for w in recurrent)
+    reset, update = pt.sigmoid(driven[0] + reset), pt.sigmoid(driven[1] + update)
+    return [(1 - update) * pt.tanh(driven[2] + reset * new) + update * hidden]
+
+
+def rnn(driven, recurrent, hidden):
+    """The next state of a plain recurrent network."""
+    return [pt.tanh(driven[0] + hidden @ recurrent[0])]
+
+
+CELLS = {"LSTM": (lstm, 2), "GRU": (gru, 1), "RNN": (rnn, 1)}  # with their number of states
+
+
 def language_model(rung, usage=""):
-    """An LSTM by ``pytensor.scan``, each gate with matrices of its own."""
+    """A network by ``pytensor.scan``, each gate with matrices of its own."""
+    cell, n_states = CELLS[rung.cell]
+    gates = range(rung.gates)
     t = pt.imatrix("t")  # time, text
     times, batch = t.shape[0] - 1, t.shape[1]
     params = {}
     for name, value in rung.parameters().items():
-        gates = np.split(value, 4, axis=-1) if value.shape[-1] == 4 * rung.units else [value]
-        for index, part in enumerate(gates):
+        parts = [value] if name.startswith("output") else np.split(value, rung.gates, axis=-1)
+        for index, part in enumerate(parts):
             params[name, index] = pytensor.shared(part.copy(), name=f"{name}{index}")
     x = pt.eq(t[:-1].reshape((-1, 1)), pt.arange(rung.characters, dtype="int32")).astype("float32")
     driven = [
         (x @ params["input", gate] + params["bias", gate]).reshape((times, batch, rung.units))
-        for gate in range(4)
+        for gate in gates
     ]
 
-    def cell(i, f, g, o, hidden, state, *recurrent):
-        i, f, g, o = (d + hidden @ w for d, w in zip((i, f, g, o), recurrent, strict=True))
-        state = pt.sigmoid(f) * state + pt.sigmoid(i) * pt.tanh(g)
-        return pt.sigmoid(o) * pt.tanh(state), state
+    def step(*given):
+        states = given[rung.gates : rung.gates + n_states]
+        return list(cell(given[: rung.gates], given[-rung.gates :], *states))
 
     start = pt.zeros((batch, rung.units), dtype="float32")
-    hidden, _ = pytensor.scan(
-        cell,
+    hidden, *_ = pytensor.scan(
+        step,
         sequences=driven,
-        outputs_info=[start, start],
-        non_sequences=[params["recurrent", gate] for gate in range(4)],
+        outputs_info=[start] * n_states,
+        non_sequences=[params["recurrent", gate] for gate in gates],
+        return_list=True,
         return_updates=False,
     )
     scores = hidden.reshape((-1, rung.units)) @ params["output", 0] + params["output_bias", 0]

@@ -75,22 +75,23 @@ def update_alone(rung):
 
 
 def language_model(rung):
-    """``nn.LSTM`` with one of its two biases held at 0."""
+    """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` with one of its two biases held at 0."""
     values = {name: torch.from_numpy(v.T.copy()) for name, v in rung.parameters().items()}
-    lstm, output = nn.LSTM(rung.characters, rung.units), nn.Linear(rung.units, rung.characters)
+    cell = getattr(nn, rung.cell)(rung.characters, rung.units)
+    output = nn.Linear(rung.units, rung.characters)
     with torch.no_grad():
-        lstm.weight_ih_l0.copy_(values["input"])
-        lstm.weight_hh_l0.copy_(values["recurrent"])
-        lstm.bias_ih_l0.copy_(values["bias"])
-        lstm.bias_hh_l0.zero_().requires_grad_(False)
+        cell.weight_ih_l0.copy_(values["input"])
+        cell.weight_hh_l0.copy_(values["recurrent"])
+        cell.bias_ih_l0.copy_(values["bias"])
+        cell.bias_hh_l0.zero_().requires_grad_(False)
         output.weight.copy_(values["output"])
         output.bias.copy_(values["output_bias"])
-    parameters = [p for p in (*lstm.parameters(), *output.parameters()) if p.requires_grad]
+    parameters = [p for p in (*cell.parameters(), *output.parameters()) if p.requires_grad]
     optimiser = optimiser_of(parameters)
     texts = torch.from_numpy(rung.texts()).long()
 
     def loss_of(text):
-        hidden, _ = lstm(nn.functional.one_hot(text[:-1], rung.characters).float())
+        hidden, _ = cell(nn.functional.one_hot(text[:-1], rung.characters).float())
         scores = output(hidden).reshape(-1, rung.characters)
         return nn.functional.cross_entropy(scores, text[1:].reshape(-1))
 
