@@ -126,7 +126,7 @@ def works(kind: str) -> bool:
 def source_key() -> str:
     """A hash of the rewrites and their functions, for the caches of what is compiled of them."""
     here = Path(__file__)
-    names = ["float32", "internals", "jaxmode", "pythonmode", "rewrites", "selfcheck"]
+    names = ["float32", "internals", "jaxmode", "layout", "pythonmode", "rewrites", "selfcheck"]
     names += ["recurrent", "scangradient", "scanmoves", "scans"]
     sources = (here.with_name(f"{name}.py").read_bytes() for name in names)
     return hashlib.sha256(b"".join(sources)).hexdigest()

@@ -9,7 +9,7 @@ rewrites for stability, and replace one operation by another that computes the s
 - in single precision tanh, exp, sigmoid, log1p and softplus by those of `downhill_rms.float32`,
   which take a tenth of the time or less, and which stay as fast where several of them are fused
   into one loop;
-- a transposed matrix that is given to a scan by a copy.
+- a view that is given to a scan by a contiguous array.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from downhill_rms.compiling.internals import (
     Scan,
     Sigmoid,
     Softplus,
+    Subtensor,
     Tanh,
     WalkingGraphRewriter,
     node_rewriter,
@@ -46,7 +47,7 @@ from downhill_rms.compiling.modes import source_key
 def numba_mode(base: Any) -> Any:
     """A Numba mode with these rewrites, inside scans too."""
     teach_numba()
-    rewrites = (copy_transposes, replace_dot, replace_elementwise)
+    rewrites = (contiguous_inputs, replace_dot, replace_elementwise)
     return with_rewriters(base, *map(WalkingGraphRewriter, rewrites))
 
 
@@ -127,34 +128,42 @@ def replace_dot(fgraph: Any, node: Any) -> list[Any] | None:
     return [PlainDot(transposed)(*matrices)]
 
 
-class Copied(Op):  # type: ignore[misc]
-    """The same array, copied: one that Numba knows to be contiguous."""
+class Contiguous(Op):  # type: ignore[misc]
+    """The same array, as one that Numba knows to be contiguous; a copy if it is not."""
 
     __props__ = ()
+    view_map = {0: [0]}  # noqa: RUF012, as PyTensor's operations have it
 
     def make_node(self, x: Any) -> Any:
-        """The copy of this array."""
+        """The same array."""
         return Apply(self, [x], [x.type()])
 
     def perform(self, node: Any, inputs: Any, output_storage: Any) -> None:
         """Compute it in Python."""
-        output_storage[0][0] = np.array(inputs[0], order="C")
+        output_storage[0][0] = np.ascontiguousarray(inputs[0])
 
 
 @node_rewriter([Scan])  # type: ignore[untyped-decorator]
-def copy_transposes(fgraph: Any, node: Any) -> list[Any] | None:
-    """Give a scan copies of the transposes that are the same in all of its steps.
+def contiguous_inputs(fgraph: Any, node: Any) -> list[Any] | None:
+    """Give a scan contiguous arrays where a step would be given views.
 
-    PyTensor takes them out of the loop as views, of which a product would make a copy in each step.
+    Of a slice Numba does not know that it is contiguous, and loops over its rows are not
+    vectorised. Of a transposed matrix a product makes a contiguous copy in each step.
     """
-    before = len(node.inputs) - node.op.info.n_non_seqs
-    inputs = [
-        Copied()(v) if index >= before and is_transpose(v) else v
-        for index, v in enumerate(node.inputs)
-    ]
+    given = {*node.op.outer_seqs(node.inputs), *node.op.outer_non_seqs(node.inputs)}
+    inputs = [Contiguous()(v) if v in given and _is_view(v) else v for v in node.inputs]
     if inputs == node.inputs:
         return None
     return list(node.op.make_node(*inputs).outputs)
+
+
+def _is_view(variable: Any) -> bool:
+    node = variable.owner
+    return (
+        node is not None
+        and isinstance(node.op, Subtensor | DimShuffle)
+        and getattr(variable.type, "ndim", 0) > 1
+    )
 
 
 @node_rewriter([Elemwise])  # type: ignore[untyped-decorator]
@@ -190,13 +199,15 @@ def teach_numba() -> None:
 
         return plain_dot, 2
 
-    @numba.register_by_properties(Copied)  # type: ignore[untyped-decorator]
-    def funcify_copied(op: Any, node: Any, **kwargs: Any) -> tuple[Any, int]:
-        @numba.njit  # type: ignore[untyped-decorator]
-        def copied(x: Any) -> Any:
-            return np.ascontiguousarray(x)
+    from downhill_rms.compiling.layout import contiguous
 
-        return copied, 1
+    @numba.register_by_properties(Contiguous)  # type: ignore[untyped-decorator]
+    def funcify_contiguous(op: Any, node: Any, **kwargs: Any) -> tuple[Any, int]:
+        @numba.njit  # type: ignore[untyped-decorator]
+        def same_array(x: Any) -> Any:
+            return contiguous(x)
+
+        return same_array, 1
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.
     source = source_key()

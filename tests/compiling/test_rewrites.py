@@ -354,3 +354,15 @@ def test_a_second_process_finds_everything_in_the_cache(tmp_path):
             np.testing.assert_allclose(got, state, rtol=1e-6)
     assert caches[0]
     assert caches[1] == caches[0]
+
+
+def test_a_scan_is_given_contiguous_arrays():
+    x, w = pt.ftensor3("x"), pt.fmatrix("w")
+    states = pytensor.scan(
+        lambda row, state: pt.tanh(row + state @ w.T),
+        sequences=[x[:-1]],
+        outputs_info=[pt.zeros_like(x[0])],
+        return_updates=False,
+    )
+    found = compiled_graph([x, w], [states])
+    assert found.count("Contiguous") == 2
