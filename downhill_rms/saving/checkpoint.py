@@ -130,8 +130,8 @@ class Checkpoint:
         with _guard:
             if self._in_run:
                 raise CheckpointError(
-                    f"A checkpoint has one run at a time: this one of {self.directory} has one "
-                    "already. Close that run's iterator, or give another directory."
+                    f"This checkpoint of {self.directory} has a run already: it has one at a time. "
+                    "Close that run's iterator, or give another directory."
                 )
             self._take()
             self._in_run = True
@@ -159,7 +159,7 @@ class Checkpoint:
             if not isinstance(error, OSError):
                 raise
             raise CheckpointError(
-                f"A checkpoint directory can be written: {self.directory} cannot ({error}). Give "
+                f"{self.directory} cannot be written ({error}), as a checkpoint directory is. Give "
                 "another, or change its permissions."
             ) from error
 
@@ -177,8 +177,8 @@ class Checkpoint:
             holder = _holder(lock)
             lock.close()
             raise CheckpointError(
-                f"A checkpoint directory has one run at a time: {self.directory} is held by "
-                f"process {holder}. Wait for it, or give another directory."
+                f"{self.directory} is held by process {holder}: a checkpoint directory has one run "
+                "at a time. Wait for it, or give another directory."
             ) from None
         except BaseException:
             lock.close()
@@ -231,7 +231,7 @@ class Checkpoint:
     ) -> Path:
         """Write a checkpoint and remove those that are too old."""
         if update < 0:
-            raise ValueError(f"update counts from 0: received {update!r}. Give a count.")
+            raise ValueError(f"update is {update!r}: it counts from 0. Give a count.")
         path = self.directory / f"step-{update:09d}.npz"
         self._write(path, state, metadata)
         try:
@@ -240,8 +240,8 @@ class Checkpoint:
                     old.unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(
-                f"The newest {self.keep} checkpoints are kept: an older one in {self.directory} "
-                f"could not be removed ({error}). Change its permissions; {path.name} is whole."
+                f"An old checkpoint in {self.directory} could not be removed ({error}): the newest "
+                f"{self.keep} are kept. Change its permissions; {path.name} is whole."
             ) from error
         if self._saving_since is not None:  # copying the state and writing the best included
             now = time.monotonic()
@@ -292,7 +292,7 @@ class Checkpoint:
             return []
         except OSError as error:
             raise CheckpointError(
-                f"A checkpoint directory can be read: {self.directory} cannot ({error}). Give "
+                f"{self.directory} cannot be read ({error}), as a checkpoint directory is. Give "
                 "another, or change its permissions."
             ) from error
         numbered = {name: int(match[1]) for name in names if (match := STEP.fullmatch(name))}
@@ -319,8 +319,8 @@ class Checkpoint:
                 warnings.warn(f"A damaged checkpoint is passed over: {error}", stacklevel=2)
         if paths:
             raise CheckpointError(
-                f"A run goes on from a checkpoint that verifies: none of {len(paths)} in "
-                f"{self.directory} does. Restore one, or begin in another directory."
+                f"None of {len(paths)} checkpoints in {self.directory} verifies: a run goes on "
+                "from one that does. Restore one, or begin in another directory."
             )
         return None
 
@@ -331,7 +331,7 @@ def _read_step(path: Path) -> dict[str, Any]:
     found, match = state.get("update_count"), STEP.fullmatch(path.name)
     if match and isinstance(found, int) and found != int(match[1]):
         raise CheckpointError(
-            f"A checkpoint is named by its update: {path} is of update {found}. Rename it."
+            f"{path} is of update {found}: a checkpoint is named by its update. Rename it."
         )
     return state
 

@@ -102,8 +102,8 @@ class Journal:
                 sync_directory(self.path.parent)
         except OSError as error:
             raise CheckpointError(
-                f"A journal can be written: {self.path} cannot ({error}). What was there before "
-                "is intact. Make room, or give another directory."
+                f"{self.path} cannot be written ({error}). What was there before is intact. Make "
+                "room, or give another directory."
             ) from error
         self._pending, self._written = [], self._size
 
@@ -137,13 +137,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         state[FIELD] = ""
         warnings.warn(
-            f"A checkpoint's history lies beside it: {path} needs {mark.file}, which is not there. "
-            "All else is loaded. Put the file there, or do without the history.",
+            f"{mark.file} is not beside {path}, whose history it holds. All else is loaded. Put "
+            "the file there, or do without the history.",
             stacklevel=2,
         )
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"A checkpoint's history is whole: {mark.file} beside {path} is not ({error}). Restore "
+            f"{mark.file} beside {path}, whose history it holds, is not whole ({error}). Restore "
             "it, or remove it to do without."
         ) from error
     return state
@@ -162,9 +162,7 @@ def _mark(path: Path) -> Mark | None:
     kinds = {"file": str, "size": int, "sha256": str}
     good = isinstance(fields, dict) and {n: type(v) for n, v in fields.items()} == kinds
     if not good or not NAME.fullmatch(fields["file"]) or fields["size"] < 0:
-        raise CheckpointError(
-            f"A checkpoint names its journal: {path} has {fields!r:.80}. Do not use it."
-        )
+        raise CheckpointError(f"{path} has {fields!r:.80}, which names no journal. Do not use it.")
     return Mark(**fields)
 
 

@@ -150,8 +150,8 @@ def _check_readable(temporary: Path, path: Path) -> None:
     except CheckpointError as error:
         reason = str(error).partition(str(temporary))[2].strip() or str(error)
         raise CheckpointError(
-            f"A checkpoint can be read again: {path} {reason} What was there before is intact. "
-            "Save less in one file."
+            f"{path} {reason} A checkpoint can be read again: save less in one file. What was "
+            "there before is intact."
         ) from error
 
 
@@ -222,13 +222,11 @@ def _opened(path: Path) -> Iterator[tuple[zipfile.ZipFile, dict[str, Any]]]:
             header = _read_header(archive)
             yield archive, header
     except CheckpointError as error:
-        raise CheckpointError(
-            f"A checkpoint is whole and of a known format: {path} {error}"
-        ) from None
+        raise CheckpointError(f"{path} {error}") from None
     except Exception as error:  # zipfile and json raise many kinds for what they cannot parse
         raise CheckpointError(
-            f"A checkpoint is whole and of a known format: {path} cannot be read "
-            f"({type(error).__name__}: {error}). Take an older one."
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {error}). Take an "
+            "older one."
         ) from error
 
 

@@ -46,7 +46,7 @@ def _new_figure() -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "Pictures are drawn by matplotlib: it is not installed. "
+            "matplotlib is not installed. Pictures are drawn by it. "
             'Run pip install "downhill_rms[plot]".'
         ) from error
 

@@ -252,8 +252,8 @@ class History:
             return cls([_from_row(dict(zip(names, row, strict=True))) for row in rows])
         except (OSError, ValueError, KeyError, csv.Error) as error:
             raise HistoryError(
-                f"A history in CSV is a table that to_csv wrote: {path} is not "
-                f"({type(error).__name__}: {error}). Give such a file."
+                f"{path} is no history in CSV ({type(error).__name__}: {error}): it is a table "
+                "that to_csv wrote. Give such a file."
             ) from error
 
     def to_dict(self) -> dict[str, np.ndarray]:
@@ -287,7 +287,7 @@ class History:
             import pandas
         except ImportError as error:
             raise ImportError(
-                "A data frame is made by pandas: it is not installed. Run pip install pandas, or "
+                "pandas is not installed. A data frame is made by it. Run pip install pandas, or "
                 "use to_dict()."
             ) from error
         return pandas.DataFrame(self.to_dict()).set_index("epoch")
@@ -387,7 +387,7 @@ def _read(path: Path) -> tuple[list[Record], bool]:
         *lines, rest = path.read_bytes().split(b"\n")
     except OSError as error:
         raise HistoryError(
-            f"A history file can be read: {path} cannot ({error.strerror}). Give another."
+            f"{path} cannot be read ({error.strerror}). Give the path of a history file."
         ) from error
     return [_parse(path, number, line) for number, line in enumerate(lines, 1)], bool(rest)
 
@@ -398,8 +398,8 @@ def _parse(path: Path, number: int, line: bytes) -> Record:
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         problem = getattr(error, "msg", error)  # json's own message counts lines anew
         raise HistoryError(
-            f"A history file holds one record a line: {path} line {number} is not one "
-            f"({type(error).__name__}: {problem}). Remove the line, or restore the file."
+            f"{path} line {number} is no record ({type(error).__name__}: {problem}): a history "
+            "file holds one a line. Remove the line, or restore the file."
         ) from error
 
 
@@ -439,6 +439,6 @@ def _write(path: Path, text: str) -> None:
 
 def _unwritten(path: Path, error: OSError) -> HistoryError:
     return HistoryError(
-        f"A history file can be written: {path} cannot ({error.strerror}). Make room, or give "
-        "another."
+        f"{path} cannot be written ({error.strerror}). Make room, or give another file for the "
+        "history."
     )

@@ -58,7 +58,7 @@ class TensorBoard:
             from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as error:
             raise ImportError(
-                "Event files are written by TensorBoard: it is not installed. "
+                "TensorBoard is not installed. Event files are written by it. "
                 'Run pip install "downhill_rms[tensorboard]".'
             ) from error
         self._event, self._session = event_pb2.Event, event_pb2.SessionLog
@@ -132,7 +132,7 @@ class MLflow:
             from mlflow import MlflowClient, entities
         except ImportError as error:
             raise ImportError(
-                "Metrics are logged by MLflow: it is not installed. "
+                "MLflow is not installed. Metrics are logged by it. "
                 'Run pip install "downhill_rms[mlflow]".'
             ) from error
         labels = [

@@ -202,7 +202,7 @@ def _tqdm() -> Any:
         from tqdm import tqdm
     except ImportError as error:
         raise ImportError(
-            "A progress bar is drawn by tqdm: it is not installed. "
+            "tqdm is not installed. A progress bar is drawn by it. "
             'Run pip install "downhill_rms[progress]", or give progress=False.'
         ) from error
     if not _in_notebook():

@@ -74,7 +74,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunDirectoryError(
-                f"A run directory can be made: {self.path} cannot ({error.strerror}). Give "
+                f"{self.path} cannot be made ({error.strerror}), and a run has a directory. Give "
                 "another by --out."
             ) from error
 
@@ -102,14 +102,14 @@ class RunDirectory:
         """
         if not self.config_path.exists():
             raise RunDirectoryError(
-                f"A run directory holds a config.json: {self.path} has none. Give a directory "
-                "that `downhill-rms train` made."
+                f"{self.path} has no config.json, as a run directory has. Give a directory that "
+                "`downhill-rms train` made."
             )
         config = _read_json(self.config_path)
         if config.get("format") != FORMAT:
             raise RunDirectoryError(
-                f"A run directory has format {FORMAT}: {self.path} has format "
-                f"{config.get('format')!r}. Use the version of downhill_rms that made it."
+                f"{self.path} has format {config.get('format')!r}: a run directory has {FORMAT}. "
+                "Use the version of downhill_rms that made it."
             )
         return config
 
@@ -208,12 +208,12 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunDirectoryError(
-            f"A run's files are as it wrote them: {path} cannot be read ({error}). Restore it, or "
+            f"{path} cannot be read ({error}): a run's files are as it wrote them. Restore it, or "
             "train again in another directory."
         ) from error
     if not isinstance(content, dict):
         raise RunDirectoryError(
-            f"A run's files are as it wrote them: {path} holds no JSON object. Restore it, or "
+            f"{path} holds no JSON object: a run's files are as it wrote them. Restore it, or "
             "train again in another directory."
         )
     return content

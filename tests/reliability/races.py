@@ -28,7 +28,7 @@ def contend(directory, start):
     try:
         checkpoint.open()
     except CheckpointError as error:
-        named = re.search(r"is held by process (\d+)\.", str(error))
+        named = re.search(r"is held by process (\d+):", str(error))
         if named:
             directory.with_suffix(".named").write_text(named[1])
         return REFUSED if named else WRONG

@@ -55,7 +55,7 @@ def test_what_is_no_regular_file_is_passed_over(kind, tmp_path):
         odd.symlink_to("/dev/zero" if kind == "endless device" else other)
     assert latest(directory) == "{'n': 1}"
     whole.unlink()
-    assert "CheckpointError A run goes on from a checkpoint that verifies" in latest(directory)
+    assert "CheckpointError None of 1 checkpoints in" in latest(directory)
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe"])
@@ -68,7 +68,9 @@ def test_a_lock_is_a_regular_file(kind, tmp_path):
         (directory / "lock").symlink_to(mine)
     else:
         os.mkfifo(directory / "lock")
-    with pytest.raises(CheckpointError, match=r"cannot \(.*it is (a link|no regular file)"):
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written \(.*it is (a link|no regular file)"
+    ):
         Checkpoint(directory).open()
     assert mine.read_text() == "precious"
 
@@ -111,7 +113,7 @@ def test_the_writer_refuses_what_the_reader_would(names, tmp_path):
     state = {f"{n}{suffix}": np.zeros(0) for n in range(80_000)}
     path = tmp_path / "state.npz"
     write_state(path, {"n": 1})
-    with pytest.raises(CheckpointError, match="can be read again: .* absurdly many"):
+    with pytest.raises(CheckpointError, match="absurdly many.* can be read again"):
         write_state(path, state)
     assert read_state(path) == {"n": 1}
     assert list(tmp_path.iterdir()) == [path]

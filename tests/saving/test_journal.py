@@ -93,14 +93,16 @@ def test_a_damaged_journal_is_a_damaged_checkpoint(checkpoint, damage):
         os.mkfifo(path)
     with (
         pytest.warns(UserWarning, match=r"passed over.*journal-1.*remove it to do without"),
-        pytest.raises(CheckpointError, match="none of 3"),
+        pytest.raises(CheckpointError, match="None of 3"),
     ):
         checkpoint.latest()
 
 
 def test_a_journal_that_was_left_behind_is_told_and_done_without(checkpoint):
     (checkpoint.directory / "journal-1.jsonl").unlink()
-    with pytest.warns(UserWarning, match=r"needs journal-1.jsonl, which is not there"):
+    with pytest.warns(
+        UserWarning, match="journal-1.jsonl is not beside .*, whose history it holds"
+    ):
         assert checkpoint.latest()[1] == {"n": 40, "journal": ""}
 
 
@@ -119,7 +121,7 @@ def test_hostile_metadata_are_refused(fields, tmp_path):
     (tmp_path / "journal-1.jsonl").write_text("line\n")
     good = {"file": "journal-1.jsonl", "size": 5, "sha256": "0" * 64}
     write_state(tmp_path / "step-000000001.npz", {}, {"journal": good | fields})
-    with pytest.raises(CheckpointError, match="names its journal"):
+    with pytest.raises(CheckpointError, match="names no journal"):
         read_checkpoint(tmp_path / "step-000000001.npz")
 
 
@@ -155,7 +157,7 @@ def test_a_journal_that_someone_touched_is_not_written_on(removed, tmp_path):
     else:
         os.truncate(journal.path, 3)
     journal.add(LINES[5:6])
-    with pytest.raises(CheckpointError, match="A journal can be written"):
+    with pytest.raises(CheckpointError, match="cannot be written"):
         journal.flush()
 
 

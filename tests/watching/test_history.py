@@ -178,13 +178,13 @@ def test_another_line_that_is_no_record_is_named(line, tmp_path):
     text = f"{record(1).to_json()}\n{line}\n{record(3).to_json()}\n"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(
-        HistoryError, match=r"history\.jsonl line 2 is not one (?!.*line \d).+\. Remove"
+        HistoryError, match=r"history\.jsonl line 2 is no record (?!.*line \d).+\. Remove"
     ):
         History.from_jsonl(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(HistoryError, match=r"absent\.jsonl cannot"):
+    with pytest.raises(HistoryError, match=r"absent\.jsonl cannot be read"):
         History.from_jsonl(tmp_path / "absent.jsonl")
     with pytest.raises(HistoryError, match=r"absent\.csv"):
         History.from_csv(tmp_path / "absent.csv")
@@ -199,7 +199,7 @@ PART = HEADER + "1,2,0.5,0.1,True,False\n"
 def test_another_table_is_refused(text, tmp_path):
     path = tmp_path / "other.csv"
     path.write_text(text)
-    with pytest.raises(HistoryError, match=r"other\.csv is not"):
+    with pytest.raises(HistoryError, match=r"other\.csv is no history in CSV"):
         History.from_csv(path)
 
 
@@ -277,10 +277,10 @@ def test_a_file_that_was_closed_goes_on(tmp_path):
 
 def test_a_missing_directory_is_named(tmp_path):
     path = tmp_path / "absent" / "history"
-    with pytest.raises(HistoryError, match=r"absent.history cannot \(No such file"):
+    with pytest.raises(HistoryError, match=r"absent.history cannot be written \(No such file"):
         HistoryFile(path)(record(1))
     for save in (history(1).to_jsonl, history(1).to_csv):
-        with pytest.raises(HistoryError, match=r"absent.history cannot \(No such file"):
+        with pytest.raises(HistoryError, match=r"absent.history cannot be written \(No such file"):
             save(path)
 
 

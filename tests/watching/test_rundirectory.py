@@ -69,13 +69,13 @@ def test_a_directory_whose_run_never_began_is_not(tmp_path):
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunDirectoryError, match="can be made"):
+    with pytest.raises(RunDirectoryError, match="cannot be made"):
         RunDirectory(tmp_path / "file" / "run").create()
 
 
 @pytest.mark.parametrize("read", ["read_config", "read_history", "results"])
 def test_another_directory_is_no_run(read, tmp_path):
-    with pytest.raises(RunDirectoryError, match=r"holds a config\.json"):
+    with pytest.raises(RunDirectoryError, match=r"has no config\.json"):
         getattr(RunDirectory(tmp_path), read)()
 
 
