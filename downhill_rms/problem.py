@@ -170,11 +170,11 @@ def _is_file(source: str) -> bool:
 def _import_file(path: Path) -> ModuleType:
     if path.suffix != ".py":
         raise ProblemError(
-            f"A problem's file is Python and ends in .py: received {path}. Give such a file, or a "
-            "module as package.module."
+            f"{path} is no Python file: a problem's ends in .py. Give such a file, or a module as "
+            "package.module."
         )
     if not path.is_file():
-        raise ProblemError(f"A problem's file exists: there is none at {path}. Check the path.")
+        raise ProblemError(f"{path} is not there. Give the path of a problem's file.")
     path = path.resolve()
     _make_importable(str(path.parent))
     name = _module_name(path)
@@ -212,8 +212,8 @@ def _import_module(name: str) -> ModuleType:
             if error.name is None or not f"{name}.".startswith(f"{error.name}."):
                 raise  # it is there, and imports one that is not
             raise ProblemError(
-                f"A problem's module can be imported: there is no {error.name} for {name}. Check "
-                "the name and the current directory, or give a file as path/to/file.py."
+                f"{name} cannot be imported: there is no module {error.name}. Check the name and "
+                "the current directory, or give a file as path/to/file.py."
             ) from error
 
 
@@ -232,8 +232,8 @@ def _named_faults(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:  # a file that reads arguments calls sys.exit
         text = str(error).strip().partition("\n")[0]
         raise ProblemError(
-            f"A problem's code runs without an error: {what} raised {type(error).__name__}"
-            f"{f' ({text})' if text else ''}{_place(error)}. Mend it."
+            f"{what} raised {type(error).__name__}{f' ({text})' if text else ''}{_place(error)}: a "
+            "problem's code runs without an error. Mend it."
         ) from error
 
 
@@ -262,7 +262,7 @@ def _find(module: ModuleType, name: str, spec: str) -> Any:
     if name:
         nearest = difflib.get_close_matches(name, candidates, n=1)
         raise ProblemError(
-            f"A problem's name is in its module: {spec} is not there. "
+            f"{spec} is not there: a problem's name is in its module. "
             + (f"Did you mean {nearest[0]!r}?" if nearest else known)
         )
     if callable(members.get("problem")) or _has_loss(members.get("problem")):
@@ -271,11 +271,11 @@ def _find(module: ModuleType, name: str, spec: str) -> Any:
         return {n: members[n] for n in FIELDS if n in members and n != "name"}
     if candidates:
         raise ProblemError(
-            f"A module of several problems is given with :name: received {spec}, without problem "
-            f"or loss. Add one of {', '.join(f':{candidate}' for candidate in candidates)}."
+            f"{spec} has several problems, and neither problem nor loss: one of several is given "
+            f"by :name. Add one of {', '.join(f':{candidate}' for candidate in candidates)}."
         )
     raise ProblemError(
-        f"A problem has a loss: {spec} has neither a function problem nor an attribute loss. "
+        f"{spec} has neither a function problem nor an attribute loss: a problem has a loss. "
         "Define one."
     )
 
@@ -308,8 +308,8 @@ def _call(function: Any, spec: str, seed: int | None) -> Any:
     with _named_faults(spec):
         if required := _required(function):
             raise ProblemError(
-                f"A problem's function needs no argument but seed: {spec} needs "
-                f"{', '.join(required)}. Give them defaults, or name another function."
+                f"{spec} needs {', '.join(required)}: a problem's function needs no argument but "
+                "seed. Give them defaults, or name another function."
             )
         own = inspect.signature(function).parameters.get("seed")
         given = own is not None and (seed is not None or own.default is own.empty)
@@ -318,9 +318,9 @@ def _call(function: Any, spec: str, seed: int | None) -> Any:
 
 def _as_problem(value: Any, spec: str) -> Problem:
     if not _has_loss(value):
-        kind = "a mapping without it" if isinstance(value, Mapping) else type(value).__name__
+        kind = "a mapping without loss" if isinstance(value, Mapping) else type(value).__name__
         raise ProblemError(
-            f"A problem has a loss: {spec} is {kind}. Give a Problem, a mapping with the key "
+            f"{spec} is {kind}: a problem has a loss. Give a Problem, a mapping with the key "
             "'loss', or a function that returns one of these."
         )
     if isinstance(value, Mapping):
@@ -338,7 +338,7 @@ def _as_problem(value: Any, spec: str) -> Problem:
 
 def _check_names(values: Any, known: Sequence[str], what: str) -> None:
     if not isinstance(values, Mapping | Hyperparameters):
-        raise ProblemError(f"{what} is a mapping: received {values!r}. Give a dict.")
+        raise ProblemError(f"{what} is {shown(values)}: it takes a mapping. Give a dict.")
     try:
         refuse_unknown([str(name) for name in values.keys()], known)  # noqa: SIM118
     except TypeError as error:

@@ -205,7 +205,7 @@ def test_a_name_needs_no_loading(spec, name):
 
 
 def test_the_colon_of_a_drive_is_part_of_the_path():
-    with pytest.raises(ProblemError, match=r"none at C:[/\\]models[/\\]line\.py\. "):
+    with pytest.raises(ProblemError, match=r"^C:[/\\]models[/\\]line\.py is not there\. "):
         load_problem("C:/models/line.py")
     write("a:b/line.py", SEVERAL)
     assert value(load_problem("a:b/line.py")) == 1
@@ -276,10 +276,10 @@ def test_what_is_no_spec(spec):
 
 
 def test_no_such_file():
-    fault("missing.py", "none at missing.py", "Check the path")
+    fault("missing.py", "missing.py is not there", "Give the path")
     fault("no/such/line", "ends in .py", "no/such/line")
     Path("folder.py").mkdir()
-    fault("folder.py", "none at folder.py")
+    fault("folder.py", "folder.py is not there")
 
 
 def test_no_python_file():
@@ -292,10 +292,12 @@ def test_no_python_file():
 def test_no_such_module():
     write("models/__init__.py", "")
     write("line.py", LOSS)
-    fault("absent", "there is no absent for absent")
-    fault("absent.part", "there is no absent for absent.part")
-    fault("models.absent:name", "there is no models.absent for models.absent")
-    fault("line.part", "there is no line.part")
+    fault("absent", "absent cannot be imported: there is no module absent.")
+    fault("absent.part", "absent.part cannot be imported: there is no module absent.")
+    fault(
+        "models.absent:name", "models.absent cannot be imported: there is no module models.absent"
+    )
+    fault("line.part", "there is no module line.part")
 
 
 def test_a_module_that_imports_one_that_is_not_there():
@@ -360,12 +362,19 @@ def test_several_candidates_are_listed():
     write(
         "several.py", SEVERAL.replace("loss = w**2", "square = w**2").replace(": loss", ": square")
     )
-    fault("several.py", "several.py, without problem or loss. Add one of :ready, :small, :large.")
+    fault(
+        "several.py",
+        "neither problem nor loss: one of several is given by :name. "
+        "Add one of :ready, :small, :large.",
+    )
 
 
 def test_no_loss_at_all():
     write("line.py", "def _private(): pass\ndef f(x): pass\n")
-    fault("line.py", "has a loss: line.py has neither a function problem nor an attribute loss")
+    fault(
+        "line.py",
+        "line.py has neither a function problem nor an attribute loss: a problem has a loss",
+    )
 
 
 def test_no_such_name():
@@ -379,16 +388,16 @@ def test_no_such_name():
     [
         ("RATE", ["several.py:RATE is float", "'loss'"]),
         ("loss", ["several.py:loss is"]),
-        ("helper", ["no argument but seed: several.py:helper needs rows, columns. "]),
+        ("helper", ["several.py:helper needs rows, columns: ", "no argument but seed"]),
         ("nothing", ["several.py:nothing is NoneType"]),
-        ("empty", ["several.py:empty is a mapping without it"]),
+        ("empty", ["several.py:empty is a mapping without loss"]),
         ("typing", ["Unknown keyword 'trian'. Did you mean 'train'?"]),
         ("number", ["Unknown keyword '3'. Known: name, loss"]),
         ("rate", ["hyperparameters: Unknown keyword 'learning_rat'", "'learning_rate'?"]),
         ("misplaced", ["hyperparameters: Unknown keyword 'batch_size'"]),
         ("epochs", ["options: Unknown keyword 'max_epoch'. Did you mean 'max_epochs'?"]),
         ("checkpointed", ["options: Unknown keyword 'checkpoint'"]),
-        ("pairs", ["options is a mapping", "[('max_epochs', 3)]"]),
+        ("pairs", ["options is [('max_epochs', 3)]: it takes a mapping"]),
     ],
 )
 def test_a_wrong_problem(name, parts):
@@ -409,11 +418,11 @@ def test_a_wrong_problem(name, parts):
 
 
 def test_messages_say_what_to_do():
-    """The three parts in one example: the rule, what was received, what to do."""
+    """The three parts in one example: the fact, the rule, what to do."""
     message = str(fault(write("line.py", f"{LOSS}1 / 0\n")))
     assert message == (
-        "A problem's code runs without an error: line.py raised ZeroDivisionError (division by "
-        f"zero) at {Path('line.py').resolve()}, line 4. Mend it."
+        f"line.py raised ZeroDivisionError (division by zero) at {Path('line.py').resolve()}, "
+        "line 4: a problem's code runs without an error. Mend it."
     )
     assert re.fullmatch(r"[^:]+: .+\. .+\.", message)
 

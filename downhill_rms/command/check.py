@@ -222,8 +222,8 @@ def _data_sections(
     with faults.collected():
         if problem.train is None and specs:
             raise ValueError(
-                "Give --train FILE, or a problem with train: the loss needs data for "
-                f"{', '.join(map(str, specs))}."
+                f"There are no data for {', '.join(map(str, specs))}: the loss needs some. Give "
+                "--train FILE, or a problem with train."
             )
         train = as_dataset(problem.train, "train", batch_size)
         with suppress(ValueError):  # masked values: where they are bound the input is known

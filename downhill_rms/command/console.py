@@ -145,7 +145,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     """
     name, equals, value = (part.strip() for part in text.partition("="))
     if not (name and equals and value):
-        raise click.BadParameter(f"a hyperparameter is given as name=value: received {text!r}")
+        raise click.BadParameter(f"{text!r} is no hyperparameter: one is given as name=value.")
     if value.lower() in CONSTANTS:
         return name, CONSTANTS[value.lower()]
     if value.endswith(")"):
@@ -163,9 +163,9 @@ def parse_picture(text: str) -> Path:
     """Check the name of a picture, before anything is trained or drawn."""
     path = Path(text)
     if path.suffix.lower() not in PICTURES:
-        raise click.BadParameter(f"it ends in {', '.join(PICTURES)}: received {text}")
+        raise click.BadParameter(f"{text} is no picture: its name ends in {', '.join(PICTURES)}.")
     if not path.parent.is_dir():
-        raise click.BadParameter(f"its directory is there: {path.parent} is not")
+        raise click.BadParameter(f"{path.parent} is not there: a picture is put in a directory.")
     return path
 
 
@@ -192,9 +192,10 @@ def text_curves(histories: Mapping[str, History], monitors: Sequence[str], width
         for monitor in monitors:
             names = [n for n in (f"train_{monitor}", f"valid_{monitor}") if n in columns]
             if not names:
+                known = [n[6:] for n in columns if n.startswith("train_")]
                 raise ValueError(
-                    f"A curve is drawn of a monitor: {run} has no {monitor!r}, only "
-                    f"{', '.join(n[6:] for n in columns if n.startswith('train_'))}. Give one."
+                    f"{run} has no monitor {monitor!r}: it has {', '.join(known) or 'none'}. Give "
+                    "one."
                 )
             found[monitor] += [(run, name, columns[name]) for name in names]
     rows: list[dict[str, str]] = []

@@ -78,9 +78,7 @@ def run_demo(
         If scikit-learn is not installed for ``digits``.
     """
     if name not in DEMOS:
-        raise ValueError(
-            f"A demo is one of {', '.join(DEMOS)}: received {name!r}. Choose one of these."
-        )
+        raise ValueError(f"{name!r} is no demo: there are {', '.join(DEMOS)}. Choose one of these.")
     return DEMOS[name](seed, mode, progress)
 
 
@@ -234,7 +232,7 @@ def _load_digits(rng: np.random.Generator) -> list[list[np.ndarray]]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "The images of the digits demo come with scikit-learn: it is not installed. "
+            "scikit-learn is not installed. The images of the digits demo come with it. "
             'Run pip install "downhill_rms[examples]".'
         ) from error
     data = load_digits()

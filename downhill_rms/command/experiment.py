@@ -72,8 +72,8 @@ class Request:
         """
         if given.get("seed") not in (None, config["seed"]):
             raise ValueError(
-                f"A run goes on with its own seed, {config['seed']}: received {given['seed']}. "
-                "Leave --seed out, or begin in another directory."
+                f"The seed is {given['seed']}: a run goes on with its own, {config['seed']}. Leave "
+                "--seed out, or begin in another directory."
             )
         hyperparameters = dict(config["hyperparameters"])
         if hyperparameters["learning_rate"] is None:
@@ -188,9 +188,8 @@ def training_data(problem: Problem, trainer: Trainer, batch_size: int | None, se
     """The training data, shuffled by the run's own seed unless they are a `Dataset` already."""
     if problem.train is None and trainer.steps.specs:
         raise ValueError(
-            f"A loss with inputs needs data: {problem.name} has none for "
-            f"{', '.join(map(str, trainer.steps.specs))}. Give --train FILE, or a problem with "
-            "train."
+            f"{problem.name} has no data for {', '.join(map(str, trainer.steps.specs))}: a loss "
+            "with inputs needs some. Give --train FILE, or a problem with train."
         )
     ready = problem.train is None or isinstance(problem.train, Dataset)
     return as_dataset(problem.train, "train", batch_size, seed=None if ready else seed)

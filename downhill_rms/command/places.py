@@ -38,8 +38,8 @@ def latest_path(spec: str) -> Path:
     own = [path for path in begun if is_of(RunDirectory(path), spec)]
     if not own:
         raise RunDirectoryError(
-            f"A run of {spec} goes on where it is: none under {Path('runs')} is of this problem. "
-            "Give its directory by --out, or leave --resume out."
+            f"No run under {Path('runs')} is of {spec}: a run goes on where it is. Give its "
+            "directory by --out, or leave --resume out."
         )
     return own[-1]
 

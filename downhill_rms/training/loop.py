@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import signal
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +14,7 @@ import scipy.sparse
 
 from downhill_rms.compiling import findings, pytensor_mode
 from downhill_rms.data import Batch, BoundDataset
+from downhill_rms.rule import warn
 from downhill_rms.saving import Checkpoint, CheckpointError, write_state
 from downhill_rms.training import statedict
 from downhill_rms.training.divergence import Divergence, DivergenceError
@@ -179,8 +179,8 @@ class Loop:
         run.holds_checkpoint = True
         if not run.resume and checkpoint.steps():
             raise CheckpointError(
-                f"A new run begins in a directory without checkpoints: {checkpoint.directory} "
-                "has some. Give resume=True to go on with them, or another directory."
+                f"{checkpoint.directory} has checkpoints already: a new run begins in a directory "
+                "without. Give resume=True to go on with them, or another directory."
             )
         if found := checkpoint.latest():
             path, state = found
@@ -445,10 +445,9 @@ class Loop:
                 "load_state_dict(state, changed=True)."
             )
         if fields.lacking:
-            warnings.warn(
-                f"A state of an older release lacks {', '.join(fields.lacking)}: what is in the "
-                "trainer stays. Set these yourself if they matter.",
-                stacklevel=4,
+            warn(
+                f"The state of an older release lacks {', '.join(fields.lacking)}: what is in the "
+                "trainer stays. Set these yourself if they matter."
             )
         prefixes = () if changed else PREFIXES
         pending = {name: v for name, v in state.items() if name.startswith(prefixes)}

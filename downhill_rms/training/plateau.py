@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from downhill_rms.rule import Hyperparameters
+from downhill_rms.rule import Hyperparameters, check_count, check_number, shown
 from downhill_rms.training.stopping import Patience
 from downhill_rms.watching import Record
 
@@ -58,6 +58,8 @@ def reduce_on_plateau(
 
     Raises
     ------
+    TypeError
+        For what is no number.
     ValueError
         For a number out of its range, or a learning rate that is not a number: a schedule sets
         itself.
@@ -66,13 +68,9 @@ def reduce_on_plateau(
     -----
     It is torch's ``ReduceLROnPlateau`` with its relative threshold.
     """
-    if not 0 < factor < 1:
-        raise ValueError(f"factor lies between 0 and 1: received {factor!r}. Give 0.5, say.")
-    if cooldown < 0 or min_learning_rate < 0:
-        raise ValueError(
-            f"cooldown and min_learning_rate are at least 0: received {cooldown!r} and "
-            f"{min_learning_rate!r}. Give others."
-        )
+    check_number("factor", factor, 0, 1, open_low=True)
+    check_count("cooldown", cooldown, 0)
+    check_number("min_learning_rate", min_learning_rate)
     judge = Patience(patience, min_improvement, monitor, higher_is_better)
     left = 0  # of the cooldown
 
@@ -92,8 +90,8 @@ def reduce_on_plateau(
             learning_rate = trainer.hyperparameters.learning_rate
             if not isinstance(learning_rate, float):
                 raise ValueError(
-                    f"A learning rate that is reduced is a number: it is {learning_rate!r}. Give "
-                    "one, or leave reduce_on_plateau out."
+                    f"learning_rate is {shown(learning_rate)}: one that is reduced is a number. "
+                    "Give one, or leave reduce_on_plateau out."
                 )
             trainer.set_hyperparameters(
                 learning_rate=max(factor * learning_rate, min_learning_rate)

@@ -216,7 +216,7 @@ class Run:
             )
         if self.resume not in (True, False, "changed"):
             raise ValueError(
-                f"resume is True, False or 'changed': received {self.resume!r}. Give one."
+                f"resume is {shown(self.resume)}: it takes True, False or 'changed'. Give one."
             )
         wanting = {
             "resume": self.resume,
@@ -357,13 +357,13 @@ class Run:
         sampler, order = self.train.sampler, part(state, "train/")
         if (sampler is None) != (not order):
             raise ValueError(
-                "A run goes on with data of the same kind: received arrays in place of ready "
-                "batches, or the reverse. Give the data that it began with."
+                "train has arrays in place of the ready batches that the run began with, or the "
+                "reverse: it goes on with data of the same kind. Give the data that it began with."
             )
         if sampler is not None and (faults := sampler.check(order)):
             raise ValueError(
-                "A run goes on with the same training data: "
-                f"{'; '.join(faults)}. Give the data and sizes that it began with."
+                f"train is not what the run began with: {'; '.join(faults)}. A run goes on with "
+                "the same training data: give the data and sizes that it began with."
             )
 
 

@@ -335,7 +335,7 @@ class Steps:
             return
         assigned = self._assigned(self.assigned.variables)
         raise ValueError(
-            f"A loss is finite before training starts: it is {float(loss)} on {where}. "
+            f"The loss is {float(loss)} on {where}: it is finite before training starts. "
             f"{explain_infinite(self._inputs(batch) | self._parameters() | assigned)}."
         )
 

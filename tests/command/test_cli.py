@@ -306,7 +306,7 @@ def test_a_run_goes_on_with_its_own_problem():
     assert_one_clear_line(result, 1, r"a run of .*b/model\.py.*--resume-changed")
     assert Path("runs/model-2/config.json").read_bytes() == config
     result = run("train", "line.py", "--resume")
-    assert_one_clear_line(result, 1, r"none under runs is of this problem")
+    assert_one_clear_line(result, 1, r"No run under runs is of ")
 
 
 def test_an_edited_loss_is_taken_up_on_purpose():
@@ -324,7 +324,7 @@ def test_an_edited_loss_is_taken_up_on_purpose():
 def test_a_resumed_run_keeps_its_seed():
     succeed("train", "line.py", "--out", "run", "--seed", 3)
     result = run("train", "line.py", "--out", "run", "--resume", "--seed", 4)
-    assert_one_clear_line(result, 1, r"own seed, 3: received 4")
+    assert_one_clear_line(result, 1, r"The seed is 4: a run goes on with its own, 3")
 
 
 def test_a_directory_with_a_run_is_refused_and_left_as_it_is():
@@ -494,7 +494,11 @@ def corrupt(name):
         (["train", "line.py", "--train", "missing.csv"], 1, r"missing\.csv"),
         (["train", "line.py", "--train", "columns.csv"], 1, r"columns\.csv"),
         (["train", "line.py", "--train", "line.py"], 1, r"line\.py"),
-        (["train", "line.py", "--set", "momentum"], 2, r"name=value: received 'momentum'"),
+        (
+            ["train", "line.py", "--set", "momentum"],
+            2,
+            r"'momentum' is no hyperparameter: one is given as name=value",
+        ),
         (["train", "line.py", "--set", "momentun=0.9"], 1, r"Did you mean 'momentum'\?"),
         (["train", "line.py", "--set", "momentum=1"], 1, r"momentum is 1.*: it lies in \[0, 1\)"),
         (

@@ -86,7 +86,7 @@ def test_a_missing_scikit_learn_says_what_to_install(monkeypatch):
 
 
 def test_an_unknown_demo_is_refused():
-    with pytest.raises(ValueError, match=r"one of rosenbrock, .*: received 'mnist'\. Choose"):
+    with pytest.raises(ValueError, match=r"'mnist' is no demo: there are rosenbrock, .*\. Choose"):
         run_demo("mnist")
     assert list(DEMOS) == ["rosenbrock", "quadratic", "regression", "digits"]
 

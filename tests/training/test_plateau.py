@@ -63,8 +63,9 @@ def test_a_run_comes_closer_with_lower_rates(mode):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"factor": 1.0}, "factor lies between 0 and 1: received 1.0"),
-        ({"cooldown": -1}, "cooldown and min_learning_rate are at least 0"),
+        ({"factor": 1.0}, r"factor is 1.0: it lies in \(0, 1\)"),
+        ({"cooldown": -1}, "cooldown is -1: it is at least 0"),
+        ({"min_learning_rate": -1}, "min_learning_rate is -1: it lies in"),
         ({"patience": -1}, "patience is -1: it lies in"),
     ],
 )
@@ -79,5 +80,7 @@ def test_what_cannot_be_reduced_or_judged_is_refused(trainer):
     trainer.set_hyperparameters(learning_rate=lambda t: 0.1 / t)
     observe = reduce_on_plateau(trainer, patience=0)
     observe(record(1, 1.0))
-    with pytest.raises(ValueError, match="A learning rate that is reduced is a number"):
+    with pytest.raises(
+        ValueError, match="learning_rate is <function .*: one that is reduced is a number"
+    ):
         observe(record(2, 1.0))

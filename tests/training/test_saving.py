@@ -259,8 +259,9 @@ def test_save_and_load_a_file(mode, tmp_path):
 def test_the_first_formats_golden_file_loads_forever(mode):
     """Written by release 0.1.0, by tests/goldens/make_state.py; it is never written again."""
     trainer = make(mode)
-    with pytest.warns(UserWarning, match="older release lacks fingerprint"):
+    with pytest.warns(UserWarning, match="older release lacks fingerprint") as caught:
         trainer.load(ROOT / "tests" / "goldens" / "state-format-1.npz")
+    assert {warning.filename for warning in caught} == {__file__}
     assert (trainer.update_count, trainer.epoch_count, len(trainer.history)) == (8, 2, 2)
     trainer.minimize(data(), **OPTIONS)
     whole = make(mode)
