@@ -404,7 +404,7 @@ class TestFinite:
         trainer = self.trainer(mode)
         trainer.minimize([data], max_epochs=1)
         data[:] = np.nan
-        with pytest.raises(ValueError, match="it is nan on batch 0 of the train data"):
+        with pytest.raises(ValueError, match="loss is nan on batch 0 of the train data"):
             trainer.minimize([data], max_epochs=1)
         with pytest.raises(ValueError, match="row 0, column 0 of input 'x' is nan"):
             trainer.minimize([data.copy()], max_epochs=1)

@@ -170,7 +170,7 @@ def test_it_is_a_count(options, message, mode):
 
 def test_it_excludes_the_saving_of_minibatches(tmp_path, mode):
     options = {"checkpoint": Checkpoint(tmp_path), "save_batch": True, "updates_per_call": 4}
-    with pytest.raises(ValueError, match="save_batch needs the state before each update"):
+    with pytest.raises(ValueError, match="save_batch is given with updates_per_call=4"):
         make(mode).iterate(data(), [X, Y], **options)
 
 
