@@ -176,7 +176,7 @@ def test_if_none_verifies_nothing_starts_again_silently(mode, tmp_path):
     for path in tmp_path.glob("step-*"):
         path.write_bytes(b"")
     trainer = make(mode)
-    with pytest.raises(CheckpointError, match="none of 3"):
+    with pytest.raises(CheckpointError, match="None of 3"):
         trainer.minimize(data(), checkpoint=Checkpoint(tmp_path), resume=True, **OPTIONS)
     assert trainer.update_count == 0
 

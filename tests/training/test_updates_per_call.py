@@ -159,8 +159,8 @@ def test_a_run_goes_on_after_one_with_another_number(first, second, mode):
     ("options", "message"),
     [
         ({"updates_per_call": 0}, "updates_per_call is 0: it is at least 1"),
-        ({"updates_per_call": None}, "updates_per_call is an integer"),
-        ({"updates_per_call": 2.5}, "updates_per_call is an integer"),
+        ({"updates_per_call": None}, "updates_per_call is .*: it takes an integer"),
+        ({"updates_per_call": 2.5}, "updates_per_call is .*: it takes an integer"),
     ],
 )
 def test_it_is_a_count(options, message, mode):
