@@ -164,7 +164,7 @@ def test_a_run_goes_on_after_one_with_another_number(first, second, mode):
     ],
 )
 def test_it_is_a_count(options, message, mode):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         make(mode).iterate(data(), [X, Y], **options)
 
 
