@@ -26,7 +26,7 @@ VERSIONS = {
     "3.1.3": ("3.12", "3.13"),
     "3.2.4": ("3.12", "3.13"),
     "3.3.4": ("3.12", "3.13"),
-    NEWEST: ("3.13", "3.12", "3.14"),
+    NEWEST: ("3.14", "3.13", "3.12"),
 }
 
 # What compiles, or depends on what PyTensor compiles.
@@ -35,7 +35,7 @@ BACKEND_TESTS = [
     *("tests/compiling/test_backends.py", "tests/compiling/test_random_graphs.py"),
     "tests/compiling/test_uncompiled.py",
 ]
-NEEDED = ("hypothesis", "jax", "pytest")
+NEEDED = ("hypothesis", "jax", "pytest", "pytest-xdist")
 
 
 def python_for(supported: tuple[str, ...]) -> str | None:
@@ -68,7 +68,7 @@ def make_environment(python: str, version: str, directory: Path, extras: bool) -
 def run_tests(python: Path, cache: Path, tests: list[str]) -> int:
     """The exit status of pytest, with compiled code kept in ``cache``."""
     flags = ",".join(filter(None, [os.environ.get("PYTENSOR_FLAGS"), f"base_compiledir={cache}"]))
-    command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    command = [str(python), "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", *tests]
     environment = os.environ | {"PYTENSOR_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
