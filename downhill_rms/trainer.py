@@ -13,7 +13,15 @@ from typing import Any, Literal
 import numpy as np
 
 from downhill_rms.data import Dataset, as_dataset, by_input, conform
-from downhill_rms.rule import Hyperparameters, Update, check_path, read_graph, shown, warn
+from downhill_rms.rule import (
+    Hyperparameters,
+    Update,
+    check_flag,
+    check_path,
+    read_graph,
+    shown,
+    warn,
+)
 from downhill_rms.saving import (
     Checkpoint,
     as_checkpoint,
@@ -463,7 +471,8 @@ class Trainer:
             program = Path(sys.argv[0]).name or "Python"
             config = {"problem": program, "hyperparameters": in_json(hyperparameters)}
             given = {name: value for name, value in options.items() if value is not None}
-            run_directory = RunDirectory(run_directory, {**config, "options": given})
+            path = check_path("run_directory", run_directory)
+            run_directory = RunDirectory(path, {**config, "options": given})
         return Recording(run_directory, run_directory.config or {}, bool(resume))
 
     def minimize(
@@ -618,6 +627,7 @@ class Trainer:
             raise TypeError(
                 f"state is {shown(state)}: it is a mapping of names. Give what state_dict returned."
             )
+        check_flag("changed", changed)
         self.loop.load_state_dict(state, changed=changed)
         self.steps.settle()
 

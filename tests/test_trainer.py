@@ -340,7 +340,7 @@ def test_nan_in_validation_data_is_found_before_the_first_update(mode):
 def test_nan_in_validation_data_that_are_read_as_they_come_is_told_by_batch(mode):
     trainer, _ = regression(mode)
     batches = [(DATA, TARGET), (DATA, TARGET * math.nan)]
-    with pytest.raises(ValueError, match="is nan on batch 1 of the valid data.*50 of 50 .*'y'"):
+    with pytest.raises(ValueError, match="is nan on batch 1 of valid.*50 of 50 .*'y'"):
         trainer.minimize([DATA, TARGET], batches)
     assert trainer.update_count == 0
 

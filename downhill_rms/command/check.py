@@ -257,7 +257,7 @@ def _minibatches(inspection: Inspection, dataset: Dataset, is_train: bool = Fals
     """Samples and minibatches, in words; the first is computed uncompiled."""
     data = inspection.bind(dataset, train=is_train, finite=True)
     batch, samples = next(iter(data.in_order()))
-    inspection.refuse(batch, f"the first batch of the {data.name} data")
+    inspection.refuse(batch, f"the first batch of {data.name}")
     sampler = data.sampler
     if sampler is None:
         if not batch:

@@ -56,13 +56,16 @@ def warn_of_data(graph: LossGraph, n_samples: int | None, shapes: Iterable[Seque
         Of the arrays that hold them. Where one has that extent in two dimensions, its features
         may be as many as its samples by chance, and nothing is said.
     """
-    if graph.params_said or not n_samples or any(list(s).count(n_samples) > 1 for s in shapes):
+    rows = n_samples or 0
+    if graph.params_said or rows < 2:  # one row says nothing
+        return
+    if any(list(shape).count(rows) > 1 for shape in shapes):
         return
     nodes = nodes_in_order([graph.loss])
     for param in graph.params:
         once = sum(param in node.inputs for node in nodes) == 1
         shape = param.get_value(borrow=True).shape
-        if once and shape[:1] == (n_samples,):
+        if once and shape[:1] == (rows,):
             _warn(graph, param, "has as many rows as the training data")
 
 

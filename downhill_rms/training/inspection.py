@@ -136,7 +136,7 @@ class Inspection:
         demands = self.demands(_shapes(column_shapes, data.axis))
         if demands.suspect or demands.reading.unbounded:
             batch, _ = next(iter(data.in_order()))
-            self.refuse(batch, f"the first batch of the {data.name} data", demands)
+            self.refuse(batch, f"the first batch of {data.name}", demands)
         if not source.in_memory:
             if demands.checks:  # a thread that reads ahead must not be the first to build them
                 batch, _ = next(iter(data.in_order()))
@@ -373,7 +373,7 @@ class BatchInspection:
         self.inspection.judge(check, sample, batch, place, self.axis)
 
     def _called(self, number: int | None) -> str:
-        return self.name if number is None else f"batch {number} of the {self.name} data"
+        return self.name if number is None else f"batch {number} of {self.name}"
 
 
 class IndexCheck:

@@ -102,7 +102,7 @@ class Loop:
         for number, (batch, samples) in enumerate(data.in_order()):
             outputs = self.steps.evaluate(batch)
             if must_be_finite:
-                where = f"batch {number} of the {data.name} data"
+                where = f"batch {number} of {data.name}"
                 self.steps.refuse_infinite(outputs[0], batch, where)
             means.add(outputs, samples)
         return means.result()
@@ -362,7 +362,7 @@ class Loop:
             value = run.latest[run.patience.monitor]
             if run.epochs == 0 and not math.isfinite(value):
                 raise ValueError(
-                    f"The monitor {run.patience.monitor!r} is {value} on the {run.valid.name} data "
+                    f"The monitor {run.patience.monitor!r} is {value} on {run.valid.name} "
                     "before training. What judges a run is finite: mend it, or name another."
                 )
             best = run.patience.improves(value)

@@ -101,7 +101,7 @@ def test_what_prevents_training_is_a_problem(problem, message):
         ([np.ma.masked_less(X, 1), Y], "150 of 150 values for 'x'"),
         (
             [(X[:, :2], Y)],
-            "batch 0 of the train data does not fit the loss: input 'x' of shape (50, 2)",
+            "batch 0 of train does not fit the loss: input 'x' of shape (50, 2)",
         ),
     ],
 )

@@ -232,11 +232,11 @@ def test_what_the_backend_would_not_see_is_refused(backend):
     trainer = Trainer(loss, inputs=[x, y], mode=backend)
     data, labels = X.astype("float64"), np.arange(40) % 4
     assert trainer.evaluate([data, labels])["loss"] == pytest.approx(np.log(4))
-    with pytest.raises(ValueError, match="evaluation, row 3: input 'y' is 4"):
+    with pytest.raises(ValueError, match="dataset, row 3: input 'y' is 4"):
         trainer.evaluate([data, labels + (labels == 3)])
     with pytest.raises(ValueError, match=r"'x' of shape \(32, 0\) meets parameter 'w'"):
         trainer.evaluate([data[:, :0], labels])
-    with pytest.raises(ValueError, match="batch 1 of the evaluation data, row 3: input 'y' is 4"):
+    with pytest.raises(ValueError, match="batch 1 of dataset, row 3: input 'y' is 4"):
         trainer.evaluate([(data, labels), (data, labels + 1)])
 
 

@@ -63,7 +63,7 @@ class TestIndices:
             trainer.minimize(data, max_epochs=1)
         with pytest.raises(ValueError, match="valid, row 513"):
             trainer.minimize([X, LABELS], data, max_epochs=1)
-        with pytest.raises(ValueError, match="evaluation, row 513"):
+        with pytest.raises(ValueError, match="dataset, row 513"):
             trainer.evaluate(data)
         assert trainer.update_count == 0
 
@@ -124,7 +124,7 @@ class TestIndices:
     def test_the_column_is_told(self):
         bad = NUMBERS.copy()
         bad[33, 5] = 10
-        with pytest.raises(ValueError, match="evaluation, row 33, column 5: input 'numbers' is 10"):
+        with pytest.raises(ValueError, match="dataset, row 33, column 5: input 'numbers' is 10"):
             embedding(lambda words, numbers: words[numbers]).evaluate([bad])
 
     def test_columns_that_index_nothing_may_hold_anything(self):
@@ -179,17 +179,17 @@ class TestIndices:
         words = shared(np.ones(5), "words")
         trainer = Trainer(words[pt.cast(pt.round(x[:, 0]), "int64")].sum(), mode=mode)
         trainer.evaluate([np.ones((50, 2))])
-        with pytest.raises(ValueError, match=r"first batch of the evaluation .* out of bounds"):
+        with pytest.raises(ValueError, match=r"first batch of dataset .* out of bounds"):
             trainer.evaluate([np.full((50, 2), 5.0)])
 
     def test_batches_that_are_read_as_they_come_are_checked_as_they_come(self, mode):
         trainer = classifier(mode)
         batches = [(X[i : i + 96], spoilt(513, 3)[i : i + 96]) for i in range(0, 960, 96)]
-        message = "batch 5 of the train data, row 33: input 'y' is 3,"
+        message = "batch 5 of train, row 33: input 'y' is 3,"
         with pytest.raises(ValueError, match=message):
             trainer.minimize(batches, [X, LABELS], max_epochs=1)
         assert trainer.update_count == 5
-        with pytest.raises(ValueError, match="batch 5 of the evaluation data, row 33"):
+        with pytest.raises(ValueError, match="batch 5 of dataset, row 33"):
             trainer.evaluate(batches)
 
     @pytest.mark.parametrize("options", [{}, {"updates_per_call": 4}])
@@ -249,19 +249,19 @@ class TestShapes:
         trainer = self.regression(mode)
         message = rf"input 'x' of shape \(12, {width}\) meets parameter 'w' of shape \(3,\) in Dot"
         data = [np.zeros((12, width)), np.zeros(12)]
-        with pytest.raises(ValueError, match=f"first batch of the evaluation .*{message}"):
+        with pytest.raises(ValueError, match=f"first batch of dataset .*{message}"):
             trainer.evaluate(data)
         with pytest.raises(ValueError, match=message):
             trainer.minimize(data)
         with pytest.raises(ValueError, match=f"the batch .*{message}"):
             trainer.step(data)
-        with pytest.raises(ValueError, match=f"batch 0 of the train .*{message}"):
+        with pytest.raises(ValueError, match=f"batch 0 of train .*{message}"):
             trainer.minimize([data])
         assert trainer.update_count == 0
 
     def test_a_width_that_changes_on_the_way(self, mode):
         good, bad = [np.ones((4, 3)), np.ones(4)], [np.ones((4, 0)), np.ones(4)]
-        with pytest.raises(ValueError, match=r"batch 2 of the train .*input 'x' of shape \(4, 0\)"):
+        with pytest.raises(ValueError, match=r"batch 2 of train .*input 'x' of shape \(4, 0\)"):
             self.regression(mode).minimize([good, good, bad], good, max_epochs=1)
 
     def test_a_parameter_of_one_row_that_would_be_repeated(self, mode):
@@ -404,7 +404,7 @@ class TestFinite:
         trainer = self.trainer(mode)
         trainer.minimize([data], max_epochs=1)
         data[:] = np.nan
-        with pytest.raises(ValueError, match="loss is nan on batch 0 of the train data"):
+        with pytest.raises(ValueError, match="loss is nan on batch 0 of train"):
             trainer.minimize([data], max_epochs=1)
         with pytest.raises(ValueError, match="row 0, column 0 of input 'x' is nan"):
             trainer.minimize([data.copy()], max_epochs=1)

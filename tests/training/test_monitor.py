@@ -63,7 +63,7 @@ def test_a_monitor_that_is_not_there_is_an_error_before_training(mode):
 
 def test_a_monitor_that_is_not_finite_is_an_error_before_training(mode):
     trainer = make(mode, bad=lambda w: pt.log(pt.sqr(w).sum()))
-    with pytest.raises(ValueError, match="monitor 'bad' is -inf on the valid data"):
+    with pytest.raises(ValueError, match="monitor 'bad' is -inf on valid"):
         trainer.minimize(data(), VALID, monitor="bad")
     assert trainer.update_count == 0
 

@@ -142,9 +142,9 @@ def test_parameters_of_another_model_change_nothing(mode, tmp_path):
 
 def test_data_that_do_not_fit_are_said_in_the_users_words(mode):
     trainer, probabilities = softmax_trainer(mode)
-    message = r"predict data .* input 'x' of shape \(32, 0\) meets parameter 'w'"
+    message = r"first batch of data .* input 'x' of shape \(32, 0\) meets parameter 'w'"
     with pytest.raises(ValueError, match=message):
         trainer.predict(probabilities, DATA[:, :0])
     i = pt.lvector("i")
-    with pytest.raises(ValueError, match="predict, row 1: input 'i' is 3, .* 'w' has 3 entries"):
+    with pytest.raises(ValueError, match="data, row 1: input 'i' is 3, .* 'w' has 3 entries"):
         trainer.predict(trainer.graph.params[0][i], [[0, 3]])

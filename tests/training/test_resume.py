@@ -307,7 +307,7 @@ def test_divergence_can_raise_and_leaves_the_best(mode):
         return [DATA * (math.nan if len(calls) == 4 else 1), TARGET]
 
     trainer = make(mode)
-    with pytest.raises(DivergenceError, match=r"at update 4: loss is .*'w_mean'.*'w'"):
+    with pytest.raises(DivergenceError, match=r"at update 4.*: loss is .*'w_mean'.*'w'"):
         trainer.minimize(Dataset(batches, iteration_size=9), [DATA, TARGET], on_divergence="raise")
     assert trainer.stop_reason is StopReason.DIVERGED
     np.testing.assert_array_equal(trainer.parameters.copy()["w"], trainer.best.params["w"])

@@ -1,5 +1,7 @@
 """Many updates in one call: the same bits for any number, and single updates to rounding."""
 
+import math
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -159,8 +161,8 @@ def test_a_run_goes_on_after_one_with_another_number(first, second, mode):
     ("options", "message"),
     [
         ({"updates_per_call": 0}, "updates_per_call is 0: it is at least 1"),
-        ({"updates_per_call": None}, "updates_per_call is .*: it takes an integer"),
-        ({"updates_per_call": 2.5}, "updates_per_call is .*: it takes an integer"),
+        ({"updates_per_call": None}, "updates_per_call is None: it takes an integer"),
+        ({"updates_per_call": 2.5}, "updates_per_call is 2.5: it takes an integer"),
     ],
 )
 def test_it_is_a_count(options, message, mode):
@@ -183,9 +185,10 @@ def test_a_loss_without_inputs(rule, mode):
         noise = pt.random.shared_rng(seed=2).normal(size=2)[1]
         trainer = Trainer(pt.sqr(w - 0.1 * noise).sum(), monitors={"w": w[0]}, mode=mode)
         nothing = Dataset(None, iteration_size=7)
-        limits = {"max_updates": 17, "restore_best": False, "patience": 99}
+        limits = {"max_updates": 17, "restore_best": False, "patience": math.inf}
         trainer.minimize(nothing, updates_per_call=updates_per_call, **limits, **rule)
-        trainer.minimize(max_updates=3, updates_per_call=updates_per_call, restore_best=False)
+        limits["max_updates"] = 3
+        trainer.minimize(updates_per_call=updates_per_call, **limits)
         assert (trainer.update_count, trainer.epoch_count) == (20, 6)  # the third of 7 is cut
         trainer.step()
         assert trainer.update_count == 21
