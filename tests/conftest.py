@@ -5,6 +5,7 @@ Python implementation of each operation: it starts in milliseconds and rewrites 
 """
 
 import signal
+import sys
 
 import pytensor
 import pytest
@@ -27,6 +28,17 @@ def ctrl_c():
     former = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, former)
+
+
+@pytest.fixture(autouse=True)
+def forget_files(tmp_path_factory):
+    """What a test imported from files of its own is no module for the next."""
+    before = set(sys.modules)
+    yield
+    temporary = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(temporary):
+            del sys.modules[name]
 
 
 @pytest.fixture

@@ -50,14 +50,10 @@ if __name__ == "__main__":
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A current directory of its own; sys.path and sys.modules are as before afterwards."""
+    """A current directory of its own; sys.path is as before afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
-    yield tmp_path
-    for name in set(sys.modules) - before:
-        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
-            del sys.modules[name]
+    return tmp_path
 
 
 def write(name, text):

@@ -113,9 +113,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     Path("line.py").write_text(PROBLEM)
-    yield tmp_path
-    for name in [name for name in sys.modules if re.fullmatch("line_*", name)]:
-        del sys.modules[name]
+    return tmp_path
 
 
 def run(*arguments):
