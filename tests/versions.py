@@ -68,7 +68,19 @@ def make_environment(python: str, version: str, directory: Path, extras: bool) -
 def run_tests(python: Path, cache: Path, tests: list[str]) -> int:
     """The exit status of pytest, with compiled code kept in ``cache``."""
     flags = ",".join(filter(None, [os.environ.get("PYTENSOR_FLAGS"), f"base_compiledir={cache}"]))
-    command = [str(python), "-m", "pytest", "-q", "-n", "auto", "-p", "no:cacheprovider", *tests]
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "auto",
+        "-m",
+        "",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
     environment = os.environ | {"PYTENSOR_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=environment).returncode
 

@@ -474,6 +474,7 @@ def test_an_evaluation_keeps_nothing_for_a_gradient():
     assert loop.op.info.n_nit_sot == 0
 
 
+@pytest.mark.slow
 def test_training_with_numba_follows_the_plain_graph():
     batch = np.random.default_rng(1).standard_normal((6, 2, 4))
     losses = []

@@ -335,6 +335,7 @@ np.savez(sys.argv[2], h=h, s=s)
 """
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_everything_in_the_cache(tmp_path):
     rng = np.random.default_rng(0)
     x, w = rng.normal(size=(5, 3)).astype("float32"), rng.normal(size=(3, 4)).astype("float32")

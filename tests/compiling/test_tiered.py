@@ -304,6 +304,7 @@ def test_one_process_is_left_alone_with_a_cache(cold):
 # What PyTensor cannot cache.
 
 
+@pytest.mark.slow
 def test_what_is_not_cached_is_never_said_to_be(tmp_path):
     count, log = run_program(tmp_path, "-W", "ignore::UserWarning", "-c", OBJECT_MODE)
     assert count == 2

@@ -368,6 +368,7 @@ def test_a_nan_never_enters_a_checkpoint(mode, tmp_path):
 # Real processes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["kill", "interrupt"])
 def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, tmp_path):
     """The short form of tests/reliability/kill.py."""
