@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 
 import numpy as np
 import pytensor
@@ -84,6 +85,7 @@ def test_tensorboard_shows_the_epochs_that_came_again_once(resumed, tmp_path):
         board(record(updates, 1.0))
     if resumed:
         board.close()
+        time.sleep(1.1)  # TensorBoard orders files by the second, then by texts of counters
         board = TensorBoard(tmp_path)
     for updates in (20, 30, 40):
         board(record(updates, 0.5))
