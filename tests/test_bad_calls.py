@@ -27,7 +27,7 @@ from downhill_rms.problem import load_problem, problem_name
 
 X = np.random.default_rng(0).normal(size=(8, 3))
 Y = X @ [1.0, -2.0, 0.5]
-EXAMPLES = int(os.environ.get("BAD_CALLS", "50"))  # of each callable
+EXAMPLES = int(os.environ.get("BAD_CALLS", "20"))  # of each callable
 RECORD = Record(1, 8, 0.5, {"loss": 2.0, "update_ratio(w)": 0.1, "at_floor(w)": 0.0}, {"loss": 3.0})
 
 
