@@ -11,6 +11,7 @@ import numpy as np
 import pytensor
 from pytensor.compile.mode import Mode, get_mode, predefined_modes
 
+from downhill_rms.compiling.memory import keep_freed_memory
 from downhill_rms.compiling.modes import TIERED, training_mode
 from downhill_rms.rule import Update, shown
 
@@ -90,6 +91,7 @@ class CompiledFunction:
             log.info("%s", text)
             self.say(text)
         _set_jax_states(function, self._keys)
+        keep_freed_memory()
         result: list[Any] = function(*batch)
         self.function = function
         return result

@@ -23,6 +23,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pytensor.compile.mode import Mode, optdb, predefined_optimizers
+from pytensor.gradient import disconnected_type
 from pytensor.graph.rewriting.basic import (
     MergeOptimizer,
     SequentialGraphRewriter,
@@ -31,6 +32,7 @@ from pytensor.graph.rewriting.basic import (
 )
 from pytensor.link.vm import VMLinker
 from pytensor.scalar.basic import (
+    EQ,
     Abs,
     Add,
     BinaryBitOp,
@@ -58,17 +60,20 @@ from pytensor.scalar.basic import (
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.scan.op import Scan, ScanInfo
 from pytensor.scan.utils import expand_empty
+from pytensor.tensor.basic import Alloc
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
-from pytensor.tensor.shape import Shape, Shape_i, SpecifyShape
+from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
-from pytensor.tensor.subtensor import Subtensor
+from pytensor.tensor.subtensor import IncSubtensor, Subtensor
 
 __all__ = [
+    "EQ",
     "POSITION",
     "Abs",
     "Add",
+    "Alloc",
     "BinaryBitOp",
     "Blockwise",
     "CAReduce",
@@ -80,6 +85,7 @@ __all__ = [
     "Elemwise",
     "Exp",
     "Identity",
+    "IncSubtensor",
     "Log1p",
     "LogSoftmax",
     "LogicalComparison",
@@ -90,6 +96,7 @@ __all__ = [
     "Mul",
     "Neg",
     "Reciprocal",
+    "Reshape",
     "Scan",
     "ScanInfo",
     "Second",
@@ -111,6 +118,7 @@ __all__ = [
     "UnaryBitOp",
     "VMLinker",
     "WalkingGraphRewriter",
+    "disconnected_type",
     "expand_empty",
     "node_rewriter",
     "numba_dispatch",

@@ -10,6 +10,8 @@ from numba import types
 from numba.core.imputils import impl_ret_borrowed
 from numba.extending import intrinsic
 
+BLOCK = 16  # rows and columns of what is transposed at once
+
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _known(typing_context: Any, x: Any) -> tuple[Any, Any]:
@@ -29,4 +31,27 @@ def contiguous(x: Any) -> Any:
     for axis in range(x.ndim - 1, -1, -1):
         found &= x.strides[axis] == size or x.shape[axis] == 1
         size *= x.shape[axis]
-    return _known(x) if found else np.ascontiguousarray(x)
+    if found:
+        return _known(x)
+    if x.ndim == 2:
+        return transposed(x.T)
+    return np.ascontiguousarray(x)
+
+
+@numba.njit  # type: ignore[untyped-decorator]
+def transposed(x: Any) -> Any:
+    """A contiguous copy of the transpose of a matrix, made block by block."""
+    rows, columns = x.shape
+    result = np.empty((columns, rows), x.dtype)
+    bottom, right = rows - rows % BLOCK, columns - columns % BLOCK
+    for top in range(0, bottom, BLOCK):
+        for left in range(0, right, BLOCK):
+            # A fixed number of steps, which LLVM unrolls, and no index that may be negative.
+            for i in range(BLOCK):
+                for j in range(BLOCK):
+                    result[np.uint64(left + i), np.uint64(top + j)] = x[
+                        np.uint64(top + j), np.uint64(left + i)
+                    ]
+    result[:right, bottom:] = x[bottom:, :right].T
+    result[right:] = x[:, right:].T
+    return result

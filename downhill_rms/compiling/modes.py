@@ -124,11 +124,8 @@ def works(kind: str) -> bool:
 
 @cache
 def source_key() -> str:
-    """A hash of the rewrites and their functions, for the caches of what is compiled of them."""
-    here = Path(__file__)
-    names = ["float32", "internals", "jaxmode", "layout", "pythonmode", "rewrites", "selfcheck"]
-    names += ["recurrent", "scangradient", "scanmoves", "scans"]
-    sources = (here.with_name(f"{name}.py").read_bytes() for name in names)
+    """A hash of all modules of this room, for caches of what is compiled of them."""
+    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     return hashlib.sha256(b"".join(sources)).hexdigest()
 
 

@@ -3,37 +3,29 @@
 They act where PyTensor compiles a training step, after gradients were taken and after its own
 rewrites for stability, and replace one operation by another that computes the same:
 
-- a matrix product by a plain ``np.dot`` that takes transposed matrices as they are. Before 3.3
-  PyTensor copies each of them first; since 3.3 it compiles a matrix product of its own, which is
-  as fast, but takes 15 to 40 s on an empty cache.
-- in single precision tanh, exp, sigmoid, log1p and softplus by those of `downhill_rms.float32`,
-  which take a tenth of the time or less, and which stay as fast where several of them are fused
-  into one loop;
-- a view that is given to a scan by a contiguous array.
+- products of matrices by those of `products`: a plain ``np.dot``, or rows of a matrix for a one-hot
+  one. PyTensor copies transposed matrices first, before 3.3, and since then compiles a matrix
+  product of its own, which is as fast, but takes 15 to 40 s on an empty cache;
+- in single precision tanh, exp, sigmoid, log1p, softplus and softmax by those of `float32`, which
+  take a tenth of the time or less, and which stay as fast where several of them are fused into one
+  loop;
+- arrays that would only be copied by themselves (`copies`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
-import numpy as np
-import pytensor.tensor as pt
-from pytensor.graph.basic import Apply
-from pytensor.graph.op import Op
-
+from downhill_rms.compiling import copies, products, softmax
 from downhill_rms.compiling.internals import (
     Composite,
-    DimShuffle,
-    Dot,
     Elemwise,
     Exp,
     Log1p,
-    Scan,
     Sigmoid,
     Softplus,
-    Subtensor,
     Tanh,
     WalkingGraphRewriter,
     node_rewriter,
@@ -47,45 +39,7 @@ from downhill_rms.compiling.modes import source_key
 def numba_mode(base: Any) -> Any:
     """A Numba mode with these rewrites, inside scans too."""
     teach_numba()
-    rewrites = (contiguous_inputs, replace_dot, replace_elementwise)
-    return with_rewriters(base, *map(WalkingGraphRewriter, rewrites))
-
-
-def is_transpose(matrix: Any) -> bool:
-    """Whether a matrix is the transpose of a variable."""
-    node = matrix.owner
-    return (
-        node is not None and isinstance(node.op, DimShuffle) and tuple(node.op.new_order) == (1, 0)
-    )
-
-
-class PlainDot(Op):  # type: ignore[misc]
-    """A product of two matrices by ``np.dot``.
-
-    PyTensor's transpose makes ``np.dot`` copy a matrix first; NumPy's own does not.
-
-    Parameters
-    ----------
-    transposed : tuple of bool
-        Whether the first and the second matrix are transposed before.
-    """
-
-    __props__ = ("transposed",)
-
-    def __init__(self, transposed: tuple[bool, ...]) -> None:
-        self.transposed = transposed
-
-    def make_node(self, *matrices: Any) -> Any:
-        """The product of these matrices, given as they are before they are transposed."""
-        x, y = self._factors(matrices)
-        return Apply(self, list(matrices), [pt.dot(x, y).type()])
-
-    def perform(self, node: Any, inputs: Any, output_storage: Any) -> None:
-        """Compute it in Python."""
-        output_storage[0][0] = np.dot(*self._factors(inputs))
-
-    def _factors(self, matrices: Sequence[Any]) -> list[Any]:
-        return [m.T if t else m for m, t in zip(matrices, self.transposed, strict=True)]
+    return with_rewriters(base, *map(WalkingGraphRewriter, REWRITERS))
 
 
 class Tanh32(Tanh):  # type: ignore[misc]
@@ -117,55 +71,6 @@ SINGLE: dict[type, type] = {
 }
 
 
-@node_rewriter([Dot])  # type: ignore[untyped-decorator]
-def replace_dot(fgraph: Any, node: Any) -> list[Any] | None:
-    """Replace a product of two matrices of one floating-point dtype."""
-    dtypes = {variable.type.dtype for variable in (*node.inputs, *node.outputs)}
-    if type(node.op) is not Dot or len(dtypes) > 1 or not dtypes <= {"float32", "float64"}:
-        return None
-    transposed = tuple(map(is_transpose, node.inputs))
-    matrices = [v.owner.inputs[0] if t else v for v, t in zip(node.inputs, transposed, strict=True)]
-    return [PlainDot(transposed)(*matrices)]
-
-
-class Contiguous(Op):  # type: ignore[misc]
-    """The same array, as one that Numba knows to be contiguous; a copy if it is not."""
-
-    __props__ = ()
-    view_map = {0: [0]}  # noqa: RUF012, as PyTensor's operations have it
-
-    def make_node(self, x: Any) -> Any:
-        """The same array."""
-        return Apply(self, [x], [x.type()])
-
-    def perform(self, node: Any, inputs: Any, output_storage: Any) -> None:
-        """Compute it in Python."""
-        output_storage[0][0] = np.ascontiguousarray(inputs[0])
-
-
-@node_rewriter([Scan])  # type: ignore[untyped-decorator]
-def contiguous_inputs(fgraph: Any, node: Any) -> list[Any] | None:
-    """Give a scan contiguous arrays where a step would be given views.
-
-    Of a slice Numba does not know that it is contiguous, and loops over its rows are not
-    vectorised. Of a transposed matrix a product makes a contiguous copy in each step.
-    """
-    given = {*node.op.outer_seqs(node.inputs), *node.op.outer_non_seqs(node.inputs)}
-    inputs = [Contiguous()(v) if v in given and _is_view(v) else v for v in node.inputs]
-    if inputs == node.inputs:
-        return None
-    return list(node.op.make_node(*inputs).outputs)
-
-
-def _is_view(variable: Any) -> bool:
-    node = variable.owner
-    return (
-        node is not None
-        and isinstance(node.op, Subtensor | DimShuffle)
-        and getattr(variable.type, "ndim", 0) > 1
-    )
-
-
 @node_rewriter([Elemwise])  # type: ignore[untyped-decorator]
 def replace_elementwise(fgraph: Any, node: Any) -> list[Any] | None:
     """Replace a function of single-precision numbers."""
@@ -176,38 +81,23 @@ def replace_elementwise(fgraph: Any, node: Any) -> list[Any] | None:
     return [Elemwise(new(scalar_op.output_types_preference))(*node.inputs)]
 
 
+REWRITERS = (
+    copies.rows_before_zeros,
+    copies.contiguous_inputs,
+    products.replace_dot,
+    softmax.replace_softmax,
+    replace_elementwise,
+)
+
+
 @cache
 def teach_numba() -> None:
     """Tell PyTensor how Numba computes these operations; Numba takes a while to import."""
     from downhill_rms.compiling import float32
 
     numba = numba_dispatch()
-
-    def same(x: Any) -> Any:
-        return x
-
-    def transpose(x: Any) -> Any:
-        return x.T
-
-    @numba.register_by_properties(PlainDot)  # type: ignore[untyped-decorator]
-    def funcify_dot(op: Any, node: Any, **kwargs: Any) -> tuple[Any, int]:
-        first, second = (numba.njit(transpose if t else same) for t in op.transposed)
-
-        @numba.njit  # type: ignore[untyped-decorator]
-        def plain_dot(x: Any, y: Any) -> Any:
-            return np.dot(first(x), second(y))
-
-        return plain_dot, 2
-
-    from downhill_rms.compiling.layout import contiguous
-
-    @numba.register_by_properties(Contiguous)  # type: ignore[untyped-decorator]
-    def funcify_contiguous(op: Any, node: Any, **kwargs: Any) -> tuple[Any, int]:
-        @numba.njit  # type: ignore[untyped-decorator]
-        def same_array(x: Any) -> Any:
-            return contiguous(x)
-
-        return same_array, 1
+    for module in (products, copies, softmax):
+        module.register(numba)
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.
     source = source_key()

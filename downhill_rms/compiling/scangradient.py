@@ -33,7 +33,8 @@ from downhill_rms.compiling.internals import (
     Sum,
     expand_empty,
 )
-from downhill_rms.compiling.rewrites import is_transpose
+from downhill_rms.compiling.products import is_transpose
+from downhill_rms.compiling.scanproducts import use_both_layouts
 from downhill_rms.compiling.scans import (
     Given,
     Loop,
@@ -254,6 +255,7 @@ class Backward:
             for part in self.forward.constants
         ]
         self._give()
+        use_both_layouts(self.loop)
         self.loop.build()
         return [
             None,

@@ -20,6 +20,7 @@ from downhill_rms.compiling.internals import (
     SpecifyShape,
 )
 from downhill_rms.compiling.scangradient import KeepingScan, is_heavy, keep_for_gradient
+from downhill_rms.compiling.scanproducts import use_both_layouts
 from downhill_rms.compiling.scans import (
     Given,
     Loop,
@@ -62,6 +63,7 @@ def _prepared(node: Any) -> dict[Any, Any]:
         keep_for_gradient(loop)
     except (NotImplementedError, NullTypeGradError, TypeError, ValueError):
         return {}
+    use_both_layouts(loop)
     replacements = loop.build(KeepingScan)
     known = loop.stacks()
     for trace in late:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytensor
 
+from downhill_rms.compiling.memory import keep_freed_memory
 from downhill_rms.compiling.modes import uncompiled_mode
 from downhill_rms.rule import Update
 
@@ -45,9 +46,7 @@ class UncompiledFunction:
             )
         self.calls = 0
         self.input_storage = self._function.input_storage
-        # Once a block of this size was freed, glibc keeps smaller ones for the next call, which
-        # otherwise takes each large array from the kernel anew: half the time of a call.
-        np.empty(31 << 20, dtype="uint8")
+        keep_freed_memory()
 
     def __call__(self, *batch: Any) -> list[Any]:
         """Call it with one array for each input, each of exactly the input's type."""

@@ -13,10 +13,10 @@ import pytest
 from pytensor.compile.mode import get_mode
 
 from downhill_rms import Trainer
-from downhill_rms.compiling import internals, jaxmode, modes, rewrites
+from downhill_rms.compiling import internals, jaxmode, modes, products, rewrites
 from downhill_rms.compiling.modes import MAKERS, REWRITTEN, own_mode, training_mode, works
 
-OURS = ("internals", "rewrites", "jaxmode", "pythonmode")
+OURS = ("internals", "copies", "products", "softmax", "rewrites", "jaxmode", "pythonmode")
 
 
 def imported_names():
@@ -78,7 +78,7 @@ BROKEN = {
         *("Numba", rewrites, "SINGLE", {**rewrites.SINGLE, rewrites.Tanh: rewrites.Sigmoid32}),
         "a fused loop has other values",
     ),
-    "an operation cannot be made": ("Numba", rewrites, "PlainDot", takes_no_more, "takes other"),
+    "an operation cannot be made": ("Numba", products, "PlainDot", takes_no_more, "takes other"),
     "a reduction keeps its dtype": (
         *("JAX", jaxmode, "cast_reduction", jaxmode.keep_constant, "is float64, not float32"),
     ),
@@ -92,7 +92,7 @@ def test_a_rewrite_that_is_wrong_is_found_out(name, anew, monkeypatch):
     if kind == "JAX":
         pytest.importorskip("jax")
     base = get_mode(MAKERS[kind][2])
-    maker = getattr(module, MAKERS[kind][1])
+    maker = getattr({"Numba": rewrites, "JAX": jaxmode}[kind], MAKERS[kind][1])
     maker.cache_clear()
     monkeypatch.setattr(module, attribute, broken)
     with pytest.warns(UserWarning, match=f"PyTensor {pytensor.__version__} .*{text}.* for {kind}"):

@@ -11,6 +11,7 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import get_mode
+from scipy import special
 from scipy.special import expit
 
 from downhill_rms.compiling import float32
@@ -132,6 +133,49 @@ def test_gradients_are_rewritten_too():
     assert found.count("PlainDot") == 2
     assert found.count("Dot") == 0
     assert "Tanh32" in found
+
+
+ROWS = {
+    "ordinary": [[0.5, -1, 2], [3, 3, 3]],
+    "large": [[1e30, -1e30, 3e38], [200, 201, 90]],
+    "signed zeros": [[0.0, -0.0, -1e-45], [-0.0, -5, -7]],
+    "minus infinity": [[-np.inf, 0, 1], [-np.inf, -np.inf, 2]],
+    "not finite": [[np.nan, 0, 1], [-np.inf, -np.inf, -np.inf]],
+}
+
+
+@pytest.mark.parametrize("function", [special.softmax, special.log_softmax])
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("turned", [False, True])
+def test_softmax(function, rows, turned):
+    x = pt.fmatrix("x")
+    own = getattr(pt.special, function.__name__)(x.T if turned else x, axis=1)
+    compiled = pytensor.function([x], own, mode=training_mode(REWRITTEN))
+    assert "Softmax32" in operations(compiled)
+    array = np.array(rows, "float32")
+    with np.errstate(all="ignore"):
+        exact = function((array.T if turned else array).astype("float64"), axis=1)
+    found = compiled(array)
+    assert found.dtype == "float32"
+    np.testing.assert_allclose(found, exact, rtol=1e-6, atol=3e-7)
+
+
+def test_softmax_of_many_rows():
+    x = pt.ftensor3("x")
+    outputs = [pt.special.softmax(x, axis=-1), pt.special.log_softmax(x, axis=2)]
+    compiled = pytensor.function([x], outputs, mode=training_mode(REWRITTEN))
+    array = np.random.default_rng(0).normal(0, 10, (3, 5, 301)).astype("float32")
+    for found, function in zip(
+        compiled(array), (special.softmax, special.log_softmax), strict=True
+    ):
+        exact = function(array.astype("float64"), axis=-1)
+        np.testing.assert_allclose(found, exact, rtol=1e-6, atol=3e-7)
+
+
+def test_softmax_along_another_axis_or_in_double_precision_is_left_alone():
+    x, y = pt.fmatrix("x"), pt.dmatrix("y")
+    outputs = [pt.special.softmax(x, axis=0), pt.special.softmax(y, axis=1)]
+    assert "Softmax32" not in compiled_graph([x, y], outputs)
 
 
 def test_transposed_matrices_are_multiplied_as_they_are():
