@@ -1,7 +1,7 @@
 """What the library uses of PyTensor's internals, all of it, in one place.
 
 PyTensor documents none of this for others and may change it in any release. What is here is
-imported by `modes.own` when a mode is first asked for, never with the package: a name that is
+imported by `modes.own_mode` when a mode is first asked for, never with the package: a name that is
 missing costs the rewrites, not the training. Beyond the names, the rewrites rely on these facts:
 
 - ``Scan`` has the mode of the graph inside it as ``mode``, before 3.3; None is PyTensor's own.

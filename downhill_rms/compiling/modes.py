@@ -7,23 +7,16 @@ does, training goes on in PyTensor's own mode.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import sys
-import warnings
-from contextlib import suppress
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import pytensor
 from pytensor.compile.mode import get_mode
 
-from downhill_rms.compiling.machine import linkers, marker
-from downhill_rms.compiling.selfcheck import check_on_a_small_graph
-
-log = logging.getLogger(__name__)
+from downhill_rms.compiling.machine import linkers
+from downhill_rms.compiling.selfcheck import check_on_a_small_graph, is_right
 
 # Modes that PyTensor does not know: its Numba mode with the library's rewrites, and that of a
 # `TieredFunction`, which becomes the first.
@@ -95,38 +88,14 @@ def own_mode(kind: str, base: Any) -> Any:
 
 @cache
 def works(kind: str) -> bool:
-    """Whether the library's mode of a kind can be made, and is right on a small graph.
-
-    A warning tells if it is not. What was found right is remembered beside PyTensor's compiled
-    code, for the same versions of everything; a development version is tried in every process.
-    """
-    try:
-        mode = _make(kind, get_mode(MAKERS[kind][2]))
-        known = marker("tried", kind, source_key())
-        if "+" in pytensor.__version__ or not known.exists():
-            check_on_a_small_graph(mode, CALLED.get(kind, ()))
-            with suppress(OSError):
-                known.parent.mkdir(parents=True, exist_ok=True)
-                known.touch()
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        warnings.warn(
-            f"PyTensor {pytensor.__version__} is not as this library knows it ({text}). The "
-            f"rewrites for {kind} are left out, and training goes on in PyTensor's own mode, maybe "
-            "more slowly. Install a newer downhill_rms, or a version of PyTensor that it was "
-            "tested with.",
-            stacklevel=2,
-        )
-        log.debug("the rewrites for %s", kind, exc_info=True)
-        return False
-    return True
-
-
-@cache
-def source_key() -> str:
-    """A hash of all modules of this room, for caches of what is compiled of them."""
-    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(b"".join(sources)).hexdigest()
+    """Whether the library's mode of a kind can be made, and is right on a small graph."""
+    return is_right(
+        kind,
+        make=lambda: _make(kind, get_mode(MAKERS[kind][2])),
+        check=lambda mode: check_on_a_small_graph(mode, CALLED.get(kind, ())),
+        consequence=f"The rewrites for {kind} are left out, and training goes on in PyTensor's own "
+        "mode, maybe more slowly.",
+    )
 
 
 def _make(kind: str, base: Any) -> Any:

@@ -10,10 +10,7 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -23,10 +20,9 @@ import pytensor.tensor as pt
 from pytensor.graph.traversal import ancestors
 from pytensor.scan.op import Scan
 
-from downhill_rms.compiling.machine import linkers, marker
-from downhill_rms.compiling.modes import REWRITTEN, TIERED, source_key
-
-log = logging.getLogger(__name__)
+from downhill_rms.compiling.machine import linkers
+from downhill_rms.compiling.modes import REWRITTEN, TIERED
+from downhill_rms.compiling.selfcheck import is_right
 
 
 def prepare_scans(outputs: Sequence[Any], mode: Any = REWRITTEN) -> list[Any]:
@@ -48,37 +44,27 @@ def prepare_scans(outputs: Sequence[Any], mode: Any = REWRITTEN) -> list[Any]:
     scans = (v for v in ancestors(outputs) if v.owner and isinstance(v.owner.op, Scan))
     if not ours or next(scans, None) is None or not _works():
         return list(outputs)
+    return _preparer()(outputs)  # type: ignore[no-any-return]
+
+
+def _preparer() -> Any:
     from downhill_rms.compiling.scanmoves import prepared
 
-    return prepared(outputs)
+    return prepared
 
 
 @cache
 def _works() -> bool:
-    """Whether a small network has the same gradients as with PyTensor's own; a warning if not."""
-    try:
-        known = marker("scans that were tried", source_key())
-        if "+" in pytensor.__version__ or not known.exists():
-            _check_on_a_small_network()
-            with suppress(OSError):
-                known.parent.mkdir(parents=True, exist_ok=True)
-                known.touch()
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}".splitlines()[0]
-        warnings.warn(
-            f"PyTensor {pytensor.__version__} is not as this library knows it ({text}). Scans are "
-            "not rewritten, and recurrent networks train more slowly. Install a newer "
-            "downhill_rms, or a version of PyTensor that it was tested with.",
-            stacklevel=2,
-        )
-        log.debug("the rewrites of scans", exc_info=True)
-        return False
-    return True
+    """Whether a small network has the same gradients as with PyTensor's own."""
+    return is_right(
+        "scans",
+        make=_preparer,
+        check=_check_on_a_small_network,
+        consequence="Scans are not rewritten, and recurrent networks train more slowly.",
+    )
 
 
-def _check_on_a_small_network() -> None:
-    from downhill_rms.compiling.scanmoves import prepared
-
+def _check_on_a_small_network(prepared: Any) -> None:
     x, w, u = pt.dtensor3("x"), pt.dmatrix("w"), pt.dmatrix("u")
 
     def step(row: Any, state: Any) -> Any:

@@ -32,7 +32,7 @@ from downhill_rms.compiling.internals import (
     numba_dispatch,
     with_rewriters,
 )
-from downhill_rms.compiling.modes import source_key
+from downhill_rms.compiling.selfcheck import source_key
 
 
 @cache

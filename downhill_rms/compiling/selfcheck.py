@@ -1,14 +1,71 @@
-"""A small graph that shows whether a mode of the library's own computes what PyTensor does."""
+"""Whether what stands on PyTensor's internals still computes what PyTensor does."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+
+from downhill_rms.compiling.machine import marker
+
+log = logging.getLogger(__name__)
+
+
+def is_right(
+    name: str, make: Callable[[], Any], check: Callable[[Any], None], consequence: str
+) -> bool:
+    """Whether something of the library's own can be made, and passes its check.
+
+    A warning tells if it is not right. What passed is remembered beside PyTensor's compiled code,
+    for the same versions of everything, and is made, but not checked, in the next process; a
+    development version of PyTensor is checked in every process.
+
+    Parameters
+    ----------
+    name : str
+        What is remembered.
+    make : callable
+        Makes it.
+    check : callable
+        Takes what was made, and raises an error if it is wrong.
+    consequence : str
+        What it costs to do without it, for the warning.
+    """
+    try:
+        made = make()
+        known = marker("tried", name, source_key())
+        if "+" in pytensor.__version__ or not known.exists():
+            check(made)
+            with suppress(OSError):
+                known.parent.mkdir(parents=True, exist_ok=True)
+                known.touch()
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        warnings.warn(
+            f"PyTensor {pytensor.__version__} is not as this library knows it ({text}). "
+            f"{consequence} Install a newer downhill_rms, or a version of PyTensor that it was "
+            "tested with.",
+            stacklevel=3,
+        )
+        log.debug("the rewrites for %s", name, exc_info=True)
+        return False
+    return True
+
+
+@cache
+def source_key() -> str:
+    """A hash of all modules of this room, for caches of what is compiled of them."""
+    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
 def check_on_a_small_graph(mode: Any, called: Collection[str] = ()) -> None:

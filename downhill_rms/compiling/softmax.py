@@ -45,7 +45,7 @@ def register(numba: Any) -> None:
     """Tell PyTensor how Numba computes it."""
     from downhill_rms.compiling import float32
     from downhill_rms.compiling.layout import contiguous
-    from downhill_rms.compiling.modes import source_key
+    from downhill_rms.compiling.selfcheck import source_key
 
     source = source_key()
 

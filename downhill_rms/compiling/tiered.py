@@ -21,7 +21,8 @@ import pytensor
 from downhill_rms.compiling.background import BackgroundCompilation
 from downhill_rms.compiling.compiled import CompiledFunction, is_cached
 from downhill_rms.compiling.machine import marker
-from downhill_rms.compiling.modes import REWRITTEN, source_key
+from downhill_rms.compiling.modes import REWRITTEN
+from downhill_rms.compiling.selfcheck import source_key
 from downhill_rms.compiling.uncompiled import UncompiledFunction
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import pytest
 from pytensor.compile.mode import get_mode
 
 from downhill_rms import Trainer
-from downhill_rms.compiling import internals, jaxmode, modes, products, rewrites
+from downhill_rms.compiling import internals, jaxmode, modes, products, rewrites, selfcheck
 from downhill_rms.compiling.modes import MAKERS, REWRITTEN, own_mode, training_mode, works
 
 OURS = ("internals", "copies", "products", "softmax", "rewrites", "jaxmode", "pythonmode")
@@ -32,7 +32,7 @@ NAMES = sorted(imported_names())
 @pytest.fixture
 def anew(monkeypatch, tmp_path):
     """Nothing is known of modes that work, here or on disk, and what is broken stays in here."""
-    monkeypatch.setattr(modes, "marker", lambda *key: tmp_path / str(key[1]))
+    monkeypatch.setattr(selfcheck, "marker", lambda *key: tmp_path / str(key[1]))
     works.cache_clear()
     rewrites.teach_numba()  # what the interpreter keeps of it is not for a broken PyTensor to make
     yield

@@ -14,7 +14,7 @@ from pytensor.scan.op import Scan
 from pytensor.scan.utils import until as stop_when
 
 from downhill_rms import Trainer
-from downhill_rms.compiling import recurrent, scangradient
+from downhill_rms.compiling import recurrent, scangradient, selfcheck
 from downhill_rms.compiling.recurrent import prepare_scans
 from downhill_rms.compiling.scans import in_order
 
@@ -454,7 +454,7 @@ def takes_no_more(*arguments):
 def test_a_pytensor_that_has_changed_costs_the_rewrites_and_no_more(
     changed, told, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(recurrent, "marker", lambda *key: tmp_path / "marker")
+    monkeypatch.setattr(selfcheck, "marker", lambda *key: tmp_path / "marker")
     monkeypatch.setattr(scangradient, "expand_empty", changed)
     loss, _, _ = loss_of(vanilla)
     recurrent._works.cache_clear()
