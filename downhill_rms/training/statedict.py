@@ -23,19 +23,18 @@ from downhill_rms.training.steps import Steps
 
 # Hyperparameters that states of release 0.1.0 do not have; they take their defaults.
 ADDED = ("average", "average_halflife", "average_start")
-# What signatures of earlier releases do not have; None is compared with nothing.
-LATER: dict[str, Any] = {"assigned": None, "carried": []}
 JAX_KEY = np.zeros(2, dtype="uint32")
 
 
 def signature(steps: Steps) -> dict[str, Any]:
     """What a model is told by: its inputs, parameters, monitors, assigned and carried variables."""
+    carried = sorted(_shapes(steps.carried))
     return {
         "inputs": [[spec.name, spec.dtype, spec.ndim] for spec in steps.specs],
         "params": _shapes(steps.parameters),
         "monitors": steps.names[1:],
         "assigned": sorted(_shapes(steps.assigned)),
-        "carried": sorted(_shapes(steps.carried)),
+        **({"carried": carried} if carried else {}),
     }
 
 
@@ -148,13 +147,18 @@ def read(
 def _compare_signatures(fields: Fields, wanted: dict[str, Any]) -> None:
     def compare(text: Any) -> None:
         found = json.loads(text)
-        if not isinstance(found, dict) or not found.keys() >= wanted.keys() - {*LATER}:
+        if not isinstance(found, dict) or not found.keys() >= wanted.keys() - {
+            "assigned",
+            "carried",
+        }:
             raise FieldError(f"is {text!r:.80}")
-        found = LATER | found
+        # Release 0.1.0 knew no assigned variables; nothing is carried where nothing is said.
+        found = {"assigned": wanted["assigned"], "carried": []} | found
+        now = {"carried": []} | wanted
         fields.faults += [
-            f"{name} are {found[name]} instead of {wanted[name]}"
-            for name in wanted
-            if found[name] not in (None, wanted[name])
+            f"{name} are {found[name]} instead of {now[name]}"
+            for name in now
+            if found[name] != now[name]
         ]
 
     fields.read("signature", compare)
