@@ -288,12 +288,13 @@ def _graph_sections(
         ("optimiser state", bytes_in_words(len(kinds) * size), ", ".join(kinds)),
     ]
     generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
+    carried = {"carried from minibatch to minibatch": [describe(v) for v in graph.carried]}
     return {
         f"parameters ({total:,} numbers)": _columns(rows),
         "memory": _columns(memory),
         "random generators": [f"{label(v)}, advanced by every update" for v in generators],
         "further updates": [describe(v) for v in graph.assigned],
-        "carried from minibatch to minibatch": [describe(v) for v in graph.carried],
+        **(carried if graph.carried else {}),
         "monitors": ["loss", *monitors],
     }
 
