@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from downhill_rms.compiling import default_mode
-from downhill_rms.data import Dataset, as_dataset
+from downhill_rms.data import Dataset, as_dataset, sequences
 from downhill_rms.problem import Problem
 from downhill_rms.rule import Hyperparameters, Update, check_count, preset, shown
 from downhill_rms.saving import Checkpoint
@@ -85,6 +85,7 @@ __all__ = [
     "build",
     "minimize",
     "preset",
+    "sequences",
 ]
 
 
@@ -132,6 +133,7 @@ def minimize(
     valid_batches: int | None = None,
     *,
     seed: int | None = None,
+    carried: Iterable[Update] | Mapping[Any, Any] = (),
     monitor_updates: bool = False,
     mode: Any = None,
     **options: Any,
@@ -144,7 +146,7 @@ def minimize(
         A real floating-point scalar.
     train, valid : Dataset or whatever it accepts
         The data.
-    params, inputs, updates, monitors, monitor_gradients, monitor_updates
+    params, inputs, updates, monitors, monitor_gradients, carried, monitor_updates
         As for `Trainer`.
     mode : str or Mode, optional
         As for `Trainer`. By default the run begins at once, uncompiled (``"tiered"``), unless it
@@ -181,7 +183,7 @@ def minimize(
     for name, count in (("train_batches", train_batches), ("valid_batches", valid_batches)):
         if count is not None:
             check_count(name, count)
-    keywords = {"monitor_updates": monitor_updates, "mode": mode}
+    keywords = {"carried": carried, "monitor_updates": monitor_updates, "mode": mode}
     trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, **keywords)
     train = as_dataset(train, "train", batch_size, train_batches, seed)
     if valid is not None:

@@ -44,7 +44,7 @@ class Problem:
         What the command line calls it, and its run directory.
     loss : Variable
         A real floating-point scalar.
-    inputs, params, updates, monitors
+    inputs, params, updates, monitors, carried
         As for `Trainer`.
     train, valid : Dataset or whatever it accepts, optional
         The data.
@@ -63,6 +63,7 @@ class Problem:
     params: Sequence[Any] | None = None
     updates: Any = ()
     monitors: Any = ()
+    carried: Any = ()
     train: Any = None
     valid: Any = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)

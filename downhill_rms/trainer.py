@@ -77,6 +77,12 @@ class Trainer:
         Further scalars to be reported, means over a minibatch.
     monitor_gradients : bool
         Report the L2 norm of each parameter's gradient, before any clip, as ``grad(name)``.
+    carried : mapping or iterable of (SharedVariable, Variable)
+        What one minibatch hands to the next, as a recurrent network does its hidden state: shared
+        variables, and the expressions of their values after a minibatch. They are no parameters.
+        Every pass over data, in training, validation, `evaluate` and `predict`, begins with the
+        values that they have now, and none disturbs another. They are part of the state, and not
+        of the best. See `sequences` for data whose minibatches follow one another.
     monitor_updates : bool
         Report for training how far updates move each parameter, ``update_ratio(name)``, and how
         much of it steps at the regularizer's floor, ``at_floor(name)``: see `update_telemetry`.
@@ -113,11 +119,12 @@ class Trainer:
         monitors: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
         monitor_gradients: bool = False,
         *,
+        carried: Iterable[Update] | Mapping[Any, Any] = (),
         monitor_updates: bool = False,
         mode: Any = None,
     ) -> None:
         named = named_expressions(monitors)
-        self.graph = read_graph(loss, params, inputs, updates, list(named.values()))
+        self.graph = read_graph(loss, params, inputs, updates, list(named.values()), carried)
         self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
         self.parameters, self.state = self.steps.parameters, self.steps.state
         self.loop = Loop(self.steps)
@@ -286,7 +293,8 @@ class Trainer:
         bound = inspection.bind(as_dataset(data, "data", batch_size))
         rows = [Rows(f"outputs[{key!r}]", bound.n_samples, bound.axis) for key in named]
         batches = watched(bound.in_order(), progress, bound.iteration_size)
-        arrays = predict(inspection.explained(function), batches, rows)
+        with self.steps.carried.pass_of_its_own():
+            arrays = predict(inspection.explained(function), batches, rows)
         if isinstance(outputs, Mapping):
             return dict(zip(named, arrays, strict=True))
         return arrays if isinstance(outputs, list | tuple) else arrays[0]

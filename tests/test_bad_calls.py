@@ -199,6 +199,7 @@ TRAINER = {
     "updates": anything,
     "monitors": anything,
     "monitor_gradients": flag,
+    "carried": anything,
     "monitor_updates": flag,
     "mode": anything,
 }
@@ -286,6 +287,10 @@ class Calls:
 
     def dataset(self, **bad):
         data = dr.Dataset(**{"inputs": [X, Y], **bad})
+        next(iter(data))
+
+    def sequences(self, **bad):
+        data = dr.sequences(**{"series": X, "length": 2, "batch_size": 3, **bad})
         next(iter(data))
 
     def checkpoint(self, **bad):
@@ -399,6 +404,17 @@ CALLS = {
             "axis": anything,
             "rng": lambda value: False if isinstance(value, str | float | bool) else None,
             "shuffle": optional(one_of("samples", "batches")),
+            "prefetch": count(0),
+        },
+    ),
+    "sequences": (
+        dr.sequences,
+        {
+            "series": anything,
+            "length": count(),
+            "batch_size": lambda value: False if not count()(value) else None,
+            "name": optional(text),
+            "axis": anything,
             "prefetch": count(0),
         },
     ),

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytensor
 import pytest
 
-from examples import d2l
+from examples import d2l, text
 
 ROOT = Path(__file__).parent.parent
 FAST = "cxx=,mode=FAST_COMPILE"
@@ -69,6 +70,51 @@ def test_d2l_regression_on_airfoil_self_noise(seed):
     """Set DOWNHILL_RMS_AIRFOIL to the path of airfoil_self_noise.dat."""
     loss = d2l.regression(*d2l.load(os.environ["DOWNHILL_RMS_AIRFOIL"]), seed=seed)
     assert 0.242 <= loss <= 0.248
+
+
+def test_text_learns_and_goes_on_where_it_was_stopped(tmp_path):
+    """On a small text and network; the second call does no more than what is left."""
+    (tmp_path / "text").write_text("the cat sat on the mat. a dog dug. é\n" * 300, encoding="utf-8")
+    given = ["--text", tmp_path / "text", "--units", "8", "--directory", tmp_path / "run"]
+    bits = []
+    for epoch in (1, 2):
+        output = run("text", *given, "--epochs", str(epoch))
+        assert output.count("--\n") == 2  # around what was written after this epoch
+        found = re.search(rf"([\d.]+) bits per letter after epoch {epoch}", output)
+        bits.append(float(found.group(1)))
+    assert bits[1] < bits[0]
+
+
+def test_text_of_python_repeats_no_paragraph():
+    paragraphs = text.python_help().split("\n\n")
+    assert len(set(paragraphs)) == len(paragraphs)
+    assert len(text.python_help()) > 300_000
+
+
+def test_text_computes_equations_7_to_11():
+    """One step in NumPy float64, each gate by its formula."""
+    rng = np.random.default_rng(0)
+    writer = text.Writer(list("abcde"), units=3)
+    for weights in (writer.x, writer.h, writer.c, writer.b):
+        for variable in weights.values():
+            value = rng.normal(size=variable.get_value().shape)
+            variable.set_value(value.astype("float32"))
+    w_x, w_h, w_c, b = (
+        {gate: v.get_value().astype("float64") for gate, v in weights.items()}
+        for weights in (writer.x, writer.h, writer.c, writer.b)
+    )
+    letters, h, c = np.array([4, 1], "int32"), rng.normal(size=(2, 3)), rng.normal(size=(2, 3))
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    one_hot = np.eye(5)[letters]
+    i = sigmoid(one_hot @ w_x["i"] + h @ w_h["i"] + w_c["i"] * c + b["i"])
+    f = sigmoid(one_hot @ w_x["f"] + h @ w_h["f"] + w_c["f"] * c + b["f"])
+    c_t = f * c + i * np.tanh(one_hot @ w_x["c"] + h @ w_h["c"] + b["c"])
+    o = sigmoid(one_hot @ w_x["o"] + h @ w_h["o"] + w_c["o"] * c_t + b["o"])
+    found = pytensor.function([], writer.step(*writer.driven(letters), h, c))()
+    np.testing.assert_allclose(found, [o * np.tanh(c_t), c_t], rtol=1e-5)
 
 
 def test_torch_parity():

@@ -152,7 +152,7 @@ def check(
         monitors = named_expressions(problem.monitors)
         graph = read_graph(
             *(problem.loss, problem.params, problem.inputs, problem.updates),
-            list(monitors.values()),
+            *(list(monitors.values()), problem.carried),
         )
         sections["what is trained and fed"] = textwrap.wrap(str(graph), 78)
         if batch_size is None:
@@ -288,12 +288,13 @@ def _graph_sections(
         ("optimiser state", bytes_in_words(len(kinds) * size), ", ".join(kinds)),
     ]
     generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
-    others = [v for v, _ in graph.updates if not isinstance(v.type, RandomType)]
+    carried = {"carried from minibatch to minibatch": [describe(v) for v in graph.carried]}
     return {
         f"parameters ({total:,} numbers)": _columns(rows),
         "memory": _columns(memory),
         "random generators": [f"{label(v)}, advanced by every update" for v in generators],
-        "further updates": [describe(v) for v in others],
+        "further updates": [describe(v) for v in graph.assigned],
+        **(carried if graph.carried else {}),
         "monitors": ["loss", *monitors],
     }
 

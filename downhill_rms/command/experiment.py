@@ -138,6 +138,7 @@ def make_trainer(problem: Problem, mode: str | None = None, **monitoring: bool) 
         problem.inputs,
         problem.updates,
         problem.monitors,
+        carried=problem.carried,
         mode=mode,
         **monitoring,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache, reduce
 from typing import Any
 
@@ -43,8 +44,11 @@ def uncompiled_mode(base: Any) -> Any:
     """
     linker = VMLinker(use_cloop=False, c_thunks=False)
     stabilize = predefined_optimizers["stabilize"]
-    inside = Mode(linker, stabilize)
-    ours = (WalkingGraphRewriter(for_numpy), rewriter_of_scans(lambda given: inside))
+    numpy = WalkingGraphRewriter(for_numpy)
+    # PyTensor 3.3 adds rewriters of its own inside scans, so that ours is one more of a database's.
+    last = math.nextafter(stabilize.position_cutoff, 0)
+    inside = Mode(linker, stabilize).register((numpy, last))
+    ours = (numpy, rewriter_of_scans(lambda given: inside))
     return Mode(linker, SequentialGraphRewriter(optdb.query(stabilize), *ours))
 
 

@@ -9,6 +9,7 @@ from downhill_rms.data.dataset import BoundDataset, Dataset, as_dataset
 from downhill_rms.data.generators import generator_state, set_generator_state
 from downhill_rms.data.sampler import order_faults
 from downhill_rms.data.scan import first_infinite, parts
+from downhill_rms.data.sequences import sequences
 from downhill_rms.data.sources import (
     ArraySource,
     Batch,
@@ -34,5 +35,6 @@ __all__ = [
     "generator_state",
     "order_faults",
     "parts",
+    "sequences",
     "set_generator_state",
 ]

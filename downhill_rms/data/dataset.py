@@ -100,15 +100,15 @@ class Dataset:
             )
         if name is not None and not isinstance(name, str):
             raise TypeError(f"name is {name!r:.80}: it takes a text. Give a str.")
-        _check_int("batch_size", batch_size)
-        _check_int("axis", axis, low=0)
-        _check_int("prefetch", prefetch, low=0)
+        check_int("batch_size", batch_size)
+        check_int("axis", axis, low=0)
+        check_int("prefetch", prefetch, low=0)
         if iteration_size is not None:
-            _check_int("iteration_size", iteration_size, low=1)
+            check_int("iteration_size", iteration_size, low=1)
         self.name = name or "dataset"
         self.axis, self.prefetch = axis, prefetch
         generator = _generator(rng)
-        with _told(self.name):
+        with told(self.name):
             self.source = open_source(inputs, axis)
         self.sampler: Sampler | None = None
         self._by_hand: Sampler | None = None
@@ -173,7 +173,7 @@ class Dataset:
         BoundDataset
             It shares this data set's order: an epoch of either moves both on.
         """
-        with _told(self.name):
+        with told(self.name):
             return BoundDataset(self, self.source if specs is None else self.source.bind(specs))
 
 
@@ -431,7 +431,8 @@ def _own_length(inputs: Any) -> int | None:
         return CALLABLE_EPOCH if callable(inputs) else None
 
 
-def _check_int(name: str, value: Any, low: int | None = None) -> None:
+def check_int(name: str, value: Any, low: int | None = None) -> None:
+    """Refuse what is no integer of at least ``low``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer):
         raise TypeError(f"{name} is {value!r:.80}: it takes an integer. Give an int.")
     if low is not None and value < low:
@@ -453,7 +454,7 @@ def _generator(rng: Any) -> np.random.Generator:
 
 
 @contextlib.contextmanager
-def _told(name: str) -> Iterator[None]:
+def told(name: str) -> Iterator[None]:
     """Begin errors with the name of the data that they are about."""
     try:
         yield

@@ -46,7 +46,8 @@ def fingerprint(graph: LossGraph) -> str:
         version that built the graph, since another may build the same loss of other operations.
     """
     names = _leaf_names(graph)
-    assigned = sorted(zip(graph.assigned, graph.assigned_names, strict=True), key=lambda p: p[1])
+    variables = (*graph.assigned, *graph.carried)
+    assigned = sorted(zip(variables, _assigned_names(graph), strict=True), key=lambda p: p[1])
     expressions = dict(graph.updates)
     outputs = [graph.loss, *(expressions[variable] for variable, _ in assigned)]
     digests, operations = _digests(outputs, names)
@@ -102,10 +103,15 @@ def _all_counts(old: Mapping[str, int], new: Mapping[str, int]) -> dict[str, int
     return {name: new.get(name, 0) for name in sorted({*old, *new})}
 
 
+def _assigned_names(graph: LossGraph) -> tuple[str, ...]:
+    return (*graph.assigned_names, *(f"carried {name}" for name in graph.carried_names))
+
+
 def _leaf_names(graph: LossGraph) -> dict[Any, str]:
     """A name in any process for what the graph begins with."""
     names = {v: f"input {i} {v.name}" for i, v in enumerate(graph.inputs)}
-    pairs = zip((*graph.params, *graph.assigned), (*graph.param_names, *graph.assigned_names))  # noqa: B905
+    variables = (*graph.params, *graph.assigned, *graph.carried)
+    pairs = zip(variables, (*graph.param_names, *_assigned_names(graph)), strict=True)
     names |= {variable: f"variable {name}" for variable, name in pairs}
     expressions = [graph.loss, *(new for _, new in graph.updates)]
     others = (v for v in variables_in_order(expressions) if isinstance(v, SharedVariable))

@@ -44,9 +44,12 @@ class LossGraph:
         What else one training step assigns: the caller's ``updates``, default updates, and the
         next state of every random generator.
     evaluation_updates : tuple of (SharedVariable, Variable)
-        What an evaluation assigns: the next states of the generators it uses, and nothing else.
+        What an evaluation assigns: the next states of the generators it uses, the next values of
+        carried variables, and nothing else.
     assigned_names : tuple of str
         One unique name for each variable in `assigned`.
+    carried, carried_names : tuple of SharedVariable, tuple of str
+        Variables that one minibatch hands to the next, which ``updates`` has too.
     params_said, inputs_said : bool
         Whether the caller named them, so that nothing about them is a guess.
     """
@@ -61,9 +64,11 @@ class LossGraph:
 
     @property
     def assigned(self) -> tuple[Any, ...]:
-        """The variables that ``updates`` assigns, random generators left out."""
-        return _assigned(self.updates)
+        """The variables that ``updates`` assigns, but for generators and what is carried."""
+        return tuple(v for v in _assigned(self.updates) if v not in self.carried)
 
+    carried: tuple[Any, ...] = ()
+    carried_names: tuple[str, ...] = ()
     params_said: bool = True
     inputs_said: bool = True
 
@@ -87,6 +92,7 @@ def read_graph(
     inputs: Sequence[Any] | None = None,
     updates: Iterable[Update] | Mapping[Any, Any] = (),
     monitored: Sequence[Any] = (),
+    carried: Iterable[Update] | Mapping[Any, Any] = (),
 ) -> LossGraph:
     """Find what a loss is made of, and refuse what cannot be trained.
 
@@ -103,6 +109,8 @@ def read_graph(
         Further assignments of a training step.
     monitored : sequence of Variable
         Further expressions that are computed from the same inputs.
+    carried : mapping or iterable of pairs
+        Shared variables that one minibatch hands to the next, and their values after it.
 
     Returns
     -------
@@ -124,7 +132,9 @@ def read_graph(
     check_loss(loss)
     said = (params is not None, inputs is not None)
     outputs = [loss, *monitored]
-    pairs, used = _further_updates(outputs, _read_updates(updates))
+    further, handed = _read_updates("updates", updates), _read_updates("carried", carried)
+    _check_carried(handed, further, outputs)
+    pairs, used = _further_updates(outputs, [*further, *handed])
     assigned = {variable for variable, _ in pairs}
     in_loss = variables_in_order([loss])
     if params is None:
@@ -141,32 +151,39 @@ def read_graph(
         )
     inputs = _find_inputs(used) if inputs is None else _check_inputs(inputs, used)
     warn_of_outer_broadcast(loss, {p: p.get_value(borrow=True).shape for p in params})
-    variables = _assigned(pairs)
-    _check_assigned(variables)
+    states = tuple(variable for variable, _ in handed)
+    variables = [variable for variable in _assigned(pairs) if variable not in states]
+    _check_dense("updates", variables)
     return LossGraph(
         *(loss, tuple(inputs), tuple(params), unique_names(params)),
-        *(tuple(pairs), tuple(_of_evaluation(pairs, outputs))),
+        *(tuple(pairs), tuple(_of_evaluation(pairs, outputs, handed))),
         unique_names(variables, "Assigned variables", "assigned"),
+        *(states, unique_names(states, "Carried variables", "carried")),
         *said,
     )
 
 
-def read_outputs(outputs: Sequence[Any]) -> tuple[list[Any], list[Update]]:
+def read_outputs(
+    outputs: Sequence[Any], carried: Sequence[Update] = ()
+) -> tuple[list[Any], list[Update]]:
     """Find what a function of some expressions is fed, and what it must assign.
 
     Parameters
     ----------
     outputs : sequence of Variable
         Expressions.
+    carried : sequence of (SharedVariable, Variable)
+        What one minibatch hands to the next.
 
     Returns
     -------
     inputs : list of Variable
         Their free variables, in the order of first use.
     updates : list of (SharedVariable, Variable)
-        Next states of the random generators behind them.
+        Next states of the random generators behind them, and of what is carried.
     """
-    updates = _of_evaluation(_further_updates(outputs, [])[0], outputs)
+    handed = _carried_behind(outputs, carried)
+    updates = _of_evaluation(_further_updates(outputs, handed)[0], outputs, handed)
     used = variables_in_order([*outputs, *(new for _, new in updates)])
     return _find_inputs(used), updates
 
@@ -245,7 +262,7 @@ def _check_params(params: list[Any], in_loss: list[Any], assigned: set[Any]) -> 
         if param in assigned:
             raise ValueError(
                 f"params has {describe(param)}, which an update assigns too: a parameter is "
-                "assigned by training alone. Leave it out of params or out of updates."
+                "assigned by training alone. Leave it out of params, or of updates and carried."
             )
 
 
@@ -284,29 +301,29 @@ def _check_inputs(inputs: Sequence[Any], used: list[Any]) -> list[Any]:
     return inputs
 
 
-def _read_updates(updates: Iterable[Update] | Mapping[Any, Any]) -> list[Update]:
+def _read_updates(name: str, updates: Iterable[Update] | Mapping[Any, Any]) -> list[Update]:
     given = updates.items() if isinstance(updates, Mapping) else updates
-    pairs = check_list("updates", given, "pairs (shared variable, expression)")
-    return [_read_update(pair) for pair in pairs]
+    pairs = check_list(name, given, "pairs (shared variable, expression)")
+    return [_read_update(name, pair) for pair in pairs]
 
 
-def _read_update(pair: Any) -> Update:
+def _read_update(name: str, pair: Any) -> Update:
     if not (isinstance(pair, tuple | list) and len(pair) == 2):
         raise TypeError(
-            f"updates has {shown(pair)}: it takes pairs. Give a list of (shared variable, "
+            f"{name} has {shown(pair)}: it takes pairs. Give a list of (shared variable, "
             "expression), or a dict."
         )
     variable, new = pair
     if not isinstance(variable, SharedVariable):
         raise TypeError(
-            f"updates assigns {describe(variable)}: what is assigned is a shared variable. "
+            f"{name} assigns {describe(variable)}: what is assigned is a shared variable. "
             "Give pairs (shared variable, expression)."
         )
     try:
         return variable, variable.type.filter_variable(new)
     except Exception as error:  # as many kinds as types have filters
         raise TypeError(
-            f"updates gives {describe(variable)} the value {shown(new)}, which is of another type "
+            f"{name} gives {describe(variable)} the value {shown(new)}, which is of another type "
             f"({error}). Give an expression of the variable's own type."
         ) from error
 
@@ -315,13 +332,52 @@ def _assigned(updates: Iterable[Update]) -> tuple[Any, ...]:
     return tuple(v for v, _ in updates if not isinstance(v.type, RandomType))
 
 
-def _check_assigned(variables: Sequence[Any]) -> None:
+def _check_dense(name: str, variables: Sequence[Any]) -> None:
     for variable in variables:
         if not isinstance(variable.type, DenseTensorType):
             raise TypeError(
-                f"updates assigns {describe(variable)}: what is assigned is a dense array or a "
+                f"{name} assigns {describe(variable)}: what is assigned is a dense array or a "
                 "random generator, and saved with the parameters. Make it from a dense array."
             )
+
+
+def _check_carried(
+    carried: Sequence[Update], updates: Sequence[Update], outputs: Sequence[Any]
+) -> None:
+    variables = [variable for variable, _ in carried]
+    used = set(variables_in_order([*outputs, *(new for _, new in (*updates, *carried))]))
+    for index, variable in enumerate(variables):
+        if not isinstance(variable.type, DenseTensorType):
+            raise TypeError(
+                f"carried has {describe(variable)}: what one minibatch hands to the next is a "
+                "dense array. Make it from one; random generators go on by themselves."
+            )
+        if variable in variables[:index]:
+            raise ValueError(
+                f"carried has {describe(variable)} twice: a variable has one value after a "
+                "minibatch. Remove one."
+            )
+        if any(variable is assigned for assigned, _ in updates):
+            raise ValueError(
+                f"carried has {describe(variable)}, which updates assigns too: a variable has one "
+                "value after a minibatch. Leave it out of one of them."
+            )
+        if variable not in used:
+            raise ValueError(
+                f"carried has {describe(variable)}, which nothing reads: the loss, a monitor or "
+                "an update begins with what is carried. Use it, or leave it out."
+            )
+
+
+def _carried_behind(outputs: Sequence[Any], carried: Sequence[Update]) -> list[Update]:
+    """What is carried that outputs depend on, directly or through what is carried."""
+    handed: list[Update] = []
+    while True:
+        used = set(variables_in_order([*outputs, *(new for _, new in handed)]))
+        found = [(variable, new) for variable, new in carried if variable in used]
+        if len(found) == len(handed):
+            return handed
+        handed = found
 
 
 def _further_updates(outputs: Sequence[Any], pairs: list[Update]) -> tuple[list[Update], list[Any]]:
@@ -343,14 +399,20 @@ def _further_updates(outputs: Sequence[Any], pairs: list[Update]) -> tuple[list[
         pairs = [*pairs, *further]
 
 
-def _of_evaluation(updates: Iterable[Update], outputs: Sequence[Any]) -> list[Update]:
-    """Of the updates that training makes the next states of generators behind ``outputs``."""
-    behind = set(variables_in_order(outputs))
+def _of_evaluation(
+    updates: Iterable[Update], outputs: Sequence[Any], carried: Sequence[Update]
+) -> list[Update]:
+    """Of the updates that training makes those of what is carried, and of generators behind it."""
+    behind = set(variables_in_order([*outputs, *(new for _, new in carried)]))
     made = [(v, new) for v, new in updates if v in behind]
     random = [(v, new) for v, new in made if isinstance(v.type, RandomType)]
     # A variable with a default update stays as it is only if it is assigned to itself.
     still = [(v, v) for v, new in made if new is v.default_update]
-    return [*random, *(pair for pair in still if not isinstance(pair[0].type, RandomType))]
+    return [
+        *carried,
+        *random,
+        *(pair for pair in still if not isinstance(pair[0].type, RandomType)),
+    ]
 
 
 def warn_of_outer_broadcast(loss: Any, shapes: Mapping[Any, tuple[int | None, ...]]) -> bool:

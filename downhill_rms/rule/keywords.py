@@ -40,7 +40,8 @@ def _arguments_of(owner: str, names: str) -> dict[str, str]:
 # What is said elsewhere than where training is asked for, and how.
 ELSEWHERE = {
     **_arguments_of(
-        "Trainer", "loss params inputs updates monitors monitor_gradients monitor_updates mode"
+        "Trainer",
+        "loss params inputs updates monitors monitor_gradients carried monitor_updates mode",
     ),
     **_arguments_of("Dataset", "name iteration_size axis rng shuffle prefetch"),
     **_arguments_of("Checkpoint", "directory every_updates every_epochs every_seconds keep"),

@@ -14,7 +14,7 @@ from downhill_rms.training.parameters import Arrays
 from downhill_rms.watching import Values
 
 KINDS = (
-    *("param/", "assigned/", "accumulator/", "hyperparameter/", "generator/", "key/"),
+    *("param/", "assigned/", "carried/", "accumulator/", "hyperparameter/", "generator/", "key/"),
     *("best/", "run/", "epoch/"),  # and "train/", of which the sampler knows the names
 )
 LIMIT = 2**62  # of counts, which compiled functions hold as int64

@@ -15,7 +15,6 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import evaluator, rehearse
 from downhill_rms.data import (
@@ -65,6 +64,8 @@ class Inspection:
         Those of the loss.
     graph : LossGraph, optional
         What the data are compared with where parameters or the order of inputs were guessed.
+    carried : mapping of SharedVariable to Variable
+        What a batch hands to the next; the number of samples in a batch has to fit too then.
     """
 
     def __init__(
@@ -74,8 +75,11 @@ class Inspection:
         params: Mapping[str, Any],
         gradients: Sequence[Any] = (),
         graph: LossGraph | None = None,
+        carried: Mapping[Any, Any] | None = None,
     ) -> None:
-        self.inputs, self.outputs = list(inputs), list(outputs)
+        self.carried = list(carried or ())
+        self.inputs = list(inputs)
+        self.outputs = [*outputs, *(carried or {}).values()]
         doubtful = graph is not None and not graph.inputs_said
         self.specs = Inputs(inputs, warn if doubtful else None)
         self._unseen = graph  # until training data have shown how many rows data have
@@ -83,6 +87,7 @@ class Inspection:
         variables = variables_in_order(self.outputs)
         self.shared = [v for v in variables if isinstance(v, SharedVariable)]
         self.names = {v: f"shared variable {label(v)!r}" for v in self.shared}
+        self.names |= {v: f"carried variable {label(v)!r}" for v in self.carried}
         self.names |= {v: f"parameter {name!r}" for name, v in params.items()}
         self.names |= {v: _input_name(v, i) for i, v in enumerate(inputs)}
         self._known: dict[Shapes, Demands] = {}
@@ -94,9 +99,11 @@ class Inspection:
         cls, graph: LossGraph, outputs: Sequence[Any], gradients: Sequence[Any]
     ) -> Inspection:
         """That of training: of the loss and the monitors, and what else a step assigns."""
-        assigned = [new for v, new in graph.updates if not isinstance(v.type, RandomType)]
+        new = dict(graph.updates)
+        assigned = [new[variable] for variable in graph.assigned]
         params = dict(zip(graph.param_names, graph.params, strict=True))
-        return cls(graph.inputs, [*outputs, *assigned], params, gradients, graph)
+        carried = {variable: new[variable] for variable in graph.carried}
+        return cls(graph.inputs, [*outputs, *assigned], params, gradients, graph, carried)
 
     def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands.
@@ -121,6 +128,12 @@ class Inspection:
         if train and self._unseen is not None:
             graph, self._unseen = self._unseen, None
             warn_of_data(graph, data.n_samples, data.shapes)
+        if train and self.carried and data.sampler is not None and data.sampler.shuffle:
+            warn(
+                f"{data.name} is shuffled, and {', '.join(map(label, self.carried))} is carried "
+                "from minibatch to minibatch: minibatches should follow one another. Give "
+                "Dataset(..., shuffle=None), or cut a series by sequences(...)."
+            )
         if self.inputs:
             self._look_at(data, train, finite)
         return data
@@ -137,6 +150,11 @@ class Inspection:
         if demands.suspect or demands.reading.unbounded:
             batch, _ = next(iter(data.in_order()))
             self.refuse(batch, f"the first batch of {data.name}", demands)
+        if self.carried:
+            for first, samples in zip((0, source.n_samples), _batch_sizes(data), strict=False):
+                start = max(first - samples, 0)  # the first batch, and one that is shorter
+                batch = source.take(slice(start, start + samples))
+                self.check_whole(batch, f"a batch of {data.name}")
         if not source.in_memory:
             if demands.checks:  # a thread that reads ahead must not be the first to build them
                 batch, _ = next(iter(data.in_order()))
@@ -148,6 +166,27 @@ class Inspection:
             self._look_at_indices(data, source, demands.checks)
         if finite:
             self._look_for_infinite(data, source, train)
+
+    def check_whole(self, batch: Batch, where: str) -> None:
+        """Refuse a batch whose number of samples does not fit what is carried, or the reverse.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit.
+        """
+        demands = self.demands(_full_shapes(batch))
+        if demands.suspect:
+            self.refuse(batch, where, demands)
+        after = demands.reading.outputs[-len(self.carried) :]
+        for variable, new in zip(self.carried, after, strict=False):  # none of a graph not read
+            shape = variable.get_value(borrow=True).shape
+            if any(n not in (None, m) for m, n in zip(shape, new.type.shape, strict=True)):
+                raise ValueError(
+                    f"{self.names[variable]} of shape {shape} is given the value of shape "
+                    f"{new.type.shape} by {where}: it keeps its shape. Mend its expression, or "
+                    "its first value."
+                )
 
     def demands(self, shapes: Shapes) -> Demands:
         """What the graph demands of data of these shapes."""
@@ -303,11 +342,14 @@ class Demands:
         self.reading = reading
         self.checks = [IndexCheck(index, inspection, reading) for index in reading.indices]
         self.suspect = reading.conflict is not None
+        self._carried = inspection.carried
 
     def misfit(self, where: str, failure: Conflict) -> str:
         """Say what fails: inside a scan only the reading knows what meets what."""
         conflict = self.reading.conflict if failure.inside and self.reading.conflict else failure
-        return f"{where} does not fit the loss: {conflict}"
+        shapes = [f"{label(v)} {v.get_value(borrow=True).shape}" for v in self._carried]
+        rows = f" Every minibatch has the rows of what is carried: {', '.join(shapes)}."
+        return f"{where} does not fit the loss: {conflict}{rows if shapes else ''}"
 
 
 class BatchInspection:
@@ -344,9 +386,10 @@ class BatchInspection:
         """
         shapes = _shapes([array.shape for array in batch], self.axis)
         demands = self.inspection.demands(shapes)
-        if shapes != self._seen:
+        new = _full_shapes(batch) if self.inspection.carried else shapes
+        if new != self._seen:
             self._look_at_shapes(batch, demands, self._called(number))
-            self._seen = shapes
+            self._seen = new
         for check in demands.checks:
             if check.fails(batch):
                 self._refuse(check, batch, number, selection)
@@ -356,6 +399,8 @@ class BatchInspection:
         if demands.suspect or (demands.reading.unbounded and not self._rehearsed):
             self.inspection.refuse(batch, where, demands)
             self._rehearsed = True
+        if self.inspection.carried:
+            self.inspection.check_whole(batch, where)
 
     def _refuse(
         self, check: IndexCheck, batch: Batch, number: int | None, selection: Selection | None
@@ -453,11 +498,11 @@ def _expression(index: Index, inspection: Inspection, reading: Reading) -> Calla
     return values
 
 
-def _batch_sizes(data: BoundDataset) -> set[int]:
-    """The numbers of samples that batches of arrays have."""
+def _batch_sizes(data: BoundDataset) -> list[int]:
+    """The numbers of samples that batches of arrays have, that of a shorter last one behind."""
     assert data.sampler is not None
     size, rest = data.sampler.batch_size, data.sampler.n_samples % data.sampler.batch_size
-    return {size, rest or size}
+    return [size, rest] if rest else [size]
 
 
 def _input_name(variable: Any, place: int) -> str:

@@ -99,12 +99,13 @@ class Loop:
     def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
         """Means over a data set in its own order."""
         means = PassMean(self.steps.names)
-        for number, (batch, samples) in enumerate(data.in_order()):
-            outputs = self.steps.evaluate(batch)
-            if must_be_finite:
-                where = f"batch {number} of {data.name}"
-                self.steps.refuse_infinite(outputs[0], batch, where)
-            means.add(outputs, samples)
+        with self.steps.carried.pass_of_its_own():
+            for number, (batch, samples) in enumerate(data.in_order()):
+                outputs = self.steps.evaluate(batch)
+                if must_be_finite:
+                    where = f"batch {number} of {data.name}"
+                    self.steps.refuse_infinite(outputs[0], batch, where)
+                means.add(outputs, samples)
         return means.result()
 
     def start(self, run: Run) -> Iterator[tuple[Values, Values]]:
@@ -290,10 +291,15 @@ class Loop:
         due = run.progress.due
         if self.steps.updates_per_call != run.updates_per_call:  # another run came between
             self.steps.use({}, run.updates_per_call)
+        carried = self.steps.carried
+        if run.begins_pass:
+            carried.begin_pass()
         for batch, samples in run.open_epoch(self.steps.update_names):
             before = self._state() if run.save_batch else {}
             outputs = self.steps.update(batch)
             run.count(outputs, samples)
+            if carried.variables and run.begins_pass:  # an epoch may be many passes
+                carried.begin_pass()
             if due():
                 self._show(run)
             # To look at a value of JAX's is to wait for the device: `_epoch` looks at the mean.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,34 @@ class NamedVariables:
     def state_dict(self) -> Arrays:
         """Copies of all values, named as in a state: ``assigned/count``, or ``param/w``."""
         return {f"{self.prefix}{name}": value for name, value in self.copy().items()}
+
+
+class Carried(NamedVariables):
+    """What one minibatch hands to the next, within a pass over data.
+
+    Every pass begins with the values that the variables had when this was made.
+    """
+
+    prefix = "carried/"
+
+    def __init__(self, variables: Sequence[Any], names: Sequence[str]) -> None:
+        super().__init__(variables, names)
+        self._start = self.copy()
+
+    def begin_pass(self) -> None:
+        """Set the values that a pass begins with."""
+        self.put_back(self._start)
+
+    @contextmanager
+    def pass_of_its_own(self) -> Iterator[None]:
+        """Begin another pass for a while; the one that goes on stays where it is."""
+        values = {name: v.get_value(borrow=True) for name, v in self.variables.items()}
+        self.begin_pass()
+        try:
+            yield
+        finally:
+            for name, value in values.items():
+                self.variables[name].set_value(value, borrow=True)
 
 
 class Parameters(NamedVariables):

@@ -245,6 +245,12 @@ class Run:
             limits.append(self.max_epochs * self.train.iteration_size)
         return min(limits, default=None)
 
+    @property
+    def begins_pass(self) -> bool:
+        """Whether the next minibatch is the first of a pass over the training data."""
+        sampler = self.train.sampler
+        return (self.batches if sampler is None else sampler.cursor) == 0
+
     def open_epoch(self, names: Sequence[str]) -> Iterator[tuple[Batch, int]]:
         """The minibatches of an epoch, or those that are left of it."""
         if self.means is None:

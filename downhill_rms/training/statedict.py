@@ -27,12 +27,14 @@ JAX_KEY = np.zeros(2, dtype="uint32")
 
 
 def signature(steps: Steps) -> dict[str, Any]:
-    """What a model is told by: its inputs, parameters, monitors and assigned variables."""
+    """What a model is told by: its inputs, parameters, monitors, assigned and carried variables."""
+    carried = sorted(_shapes(steps.carried))
     return {
         "inputs": [[spec.name, spec.dtype, spec.ndim] for spec in steps.specs],
         "params": _shapes(steps.parameters),
         "monitors": steps.names[1:],
         "assigned": sorted(_shapes(steps.assigned)),
+        **({"carried": carried} if carried else {}),
     }
 
 
@@ -53,6 +55,7 @@ def collect(steps: Steps) -> dict[str, Any]:
     state |= {f"hyperparameter/{name}": value for name, value in values.items()}
     state |= steps.parameters.state_dict()
     state |= steps.assigned.state_dict()
+    state |= steps.carried.state_dict()
     state |= {f"accumulator/{n}": np.array(v, order="C") for n, v in accumulators.items()}
     state |= {f"generator/{name}": text for name, text in steps.generator_states().items()}
     for function, keys in steps.generator_keys().items():
@@ -66,7 +69,7 @@ class StepsState:
 
     Attributes
     ----------
-    parameters, assigned : dict of str to ndarray
+    parameters, assigned, carried : dict of str to ndarray
         Values by name; of assigned variables those that the state has.
     accumulators : dict of (SharedVariable, str) to ndarray
         Values by parameter and kind.
@@ -82,6 +85,7 @@ class StepsState:
 
     parameters: Arrays
     assigned: Arrays
+    carried: Arrays
     accumulators: dict[tuple[Any, str], np.ndarray]
     hyperparameters: Hyperparameters
     update_count: int
@@ -95,7 +99,7 @@ def read(
     """Parse what `collect` returned, with some hyperparameters changed.
 
     With ``changed`` it may be of another loss with the same parameters; of assigned variables and
-    generators what both have is taken.
+    generators what both have is taken, and nothing of what is carried: its pass is not taken up.
 
     Returns
     -------
@@ -113,6 +117,7 @@ def read(
         values = steps.assigned.copy()
         names = [name for name in values if not changed or f"assigned/{name}" in fields.state]
         assigned = fields.read_arrays("assigned/", {name: values[name] for name in names})
+    carried = {} if changed else fields.read_arrays("carried/", steps.carried.copy())
     generators = {
         name: fields.read(f"generator/{name}", _generator_like(variable))
         for name, variable in steps.generators.items()
@@ -136,18 +141,24 @@ def read(
     if fields.faults or hyperparameters is None:
         return None
     rest = (accumulators, hyperparameters, update_count, generators, keys)
-    return StepsState(parameters, assigned, *rest)
+    return StepsState(parameters, assigned, carried, *rest)
 
 
 def _compare_signatures(fields: Fields, wanted: dict[str, Any]) -> None:
     def compare(text: Any) -> None:
         found = json.loads(text)
-        if not isinstance(found, dict) or not found.keys() >= wanted.keys() - {"assigned"}:
+        if not isinstance(found, dict) or not found.keys() >= wanted.keys() - {
+            "assigned",
+            "carried",
+        }:
             raise FieldError(f"is {text!r:.80}")
+        # Release 0.1.0 knew no assigned variables; nothing is carried where nothing is said.
+        found = {"assigned": wanted["assigned"], "carried": []} | found
+        now = {"carried": []} | wanted
         fields.faults += [
-            f"{name} are {found[name]} instead of {wanted[name]}"
-            for name in wanted
-            if name in found and found[name] != wanted[name]
+            f"{name} are {found[name]} instead of {now[name]}"
+            for name in now
+            if found[name] != now[name]
         ]
 
     fields.read("signature", compare)
@@ -244,6 +255,7 @@ def _change(
 def restore(given: StepsState, steps: Steps) -> None:
     """Set what `read` has found to fit; accumulators that are not given start afresh."""
     steps.put_back(given.parameters, given.assigned)
+    steps.carried.put_back(given.carried)
     steps.state.reset()
     for (param, kind), value in given.accumulators.items():
         start = given.hyperparameters.initial_accumulator if kind in STARTED else 0.0

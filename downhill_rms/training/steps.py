@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
@@ -49,7 +49,7 @@ from downhill_rms.training.divergence import (
 )
 from downhill_rms.training.inspection import BatchInspection, Inspection
 from downhill_rms.training.options import OPTIONS
-from downhill_rms.training.parameters import Arrays, NamedVariables, Parameters
+from downhill_rms.training.parameters import Arrays, Carried, NamedVariables, Parameters
 from downhill_rms.watching import named_expressions
 
 
@@ -79,6 +79,8 @@ class Steps:
         Values of the parameters.
     assigned : NamedVariables
         Values of the other variables that an update assigns.
+    carried : Carried
+        Values that one minibatch hands to the next.
     state : State
         Accumulators.
     hyperparameters : Hyperparameters
@@ -118,8 +120,14 @@ class Steps:
         self.outputs = [graph.loss, *monitors.values()]
         self.parameters = Parameters(graph.params, graph.param_names)
         self.assigned = NamedVariables(graph.assigned, graph.assigned_names)
+        self.carried = Carried(graph.carried, graph.carried_names)
         # One that begins infinite, as a running minimum does, is meant so.
-        self._finite = [n for n, v in self.assigned.copy().items() if not describe_infinite(n, v)]
+        self._finite = {
+            f"variable {name!r}": variable
+            for group in (self.assigned, self.carried)
+            for name, variable in group.variables.items()
+            if not describe_infinite(name, variable.get_value(borrow=True))
+        }
         self.state = State(graph.params, graph.param_names)
         self.hyperparameters = Hyperparameters()
         self.update_count = 0
@@ -154,11 +162,15 @@ class Steps:
         """
         key = tuple(outputs)
         if key not in self._predictions:
-            inputs, updates = read_outputs(outputs)
+            expressions = dict(self._given.updates)
+            carried = [(variable, expressions[variable]) for variable in self._given.carried]
+            inputs, updates = read_outputs(outputs, carried)
             known = [variable for variable in self.graph.inputs if variable in inputs]
             inputs = [*known, *(variable for variable in inputs if variable not in known)]
             function = self._function("prediction", inputs, outputs, updates)
-            inspection = Inspection(inputs, outputs, self.parameters.variables)
+            handed = {v: new for v, new in updates if v in self._given.carried}
+            names = self.parameters.variables
+            inspection = Inspection(inputs, outputs, names, carried=handed)
             self._predictions[key] = function, inspection
         return self._predictions[key]
 
@@ -292,6 +304,7 @@ class Steps:
     def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
         first = batch if self.updates_per_call == 1 else self._of_stack(batch, 0)
         parameters, assigned = self.parameters.copy(), self.assigned.copy()
+        carried = self.carried.copy()
         try:
             outputs = update(*batch)
         except Exception as error:
@@ -300,6 +313,7 @@ class Steps:
         loss = outputs[0] if self.updates_per_call == 1 else outputs[0][0]
         if not math.isfinite(float(loss)):
             self.put_back(parameters, assigned)
+            self.carried.put_back(carried)
             self.state.reset()
             self.refuse_infinite(loss, first, "the first training batch")
         return outputs
@@ -333,7 +347,8 @@ class Steps:
         """Raise if a loss is not finite, with what it was computed from."""
         if math.isfinite(float(loss)):
             return
-        assigned = self._assigned(self.assigned.variables)
+        variables = self.assigned.variables | self.carried.variables
+        assigned = {f"variable {n!r}": v.get_value(borrow=True) for n, v in variables.items()}
         raise ValueError(
             f"The loss is {float(loss)} on {where}: it is finite before training starts. "
             f"{explain_infinite(self._inputs(batch) | self._parameters() | assigned)}."
@@ -352,7 +367,8 @@ class Steps:
         arrays = {} if batch is None else self._inputs(batch)
         accumulators = self.state.accumulators.items()
         arrays |= {f"accumulator {n!r}": v.get_value(borrow=True) for n, v in accumulators}
-        found = find_infinite(values, arrays | self._parameters() | self._assigned(self._finite))
+        finite = {name: v.get_value(borrow=True) for name, v in self._finite.items()}
+        found = find_infinite(values, arrays | self._parameters() | finite)
         return Divergence(self.update_count, found, number) if found else None
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
@@ -361,10 +377,6 @@ class Steps:
     def _parameters(self) -> dict[str, Any]:
         variables = self.parameters.variables.items()
         return {f"parameter {n!r}": v.get_value(borrow=True) for n, v in variables}
-
-    def _assigned(self, names: Iterable[str]) -> dict[str, Any]:
-        variables = self.assigned.variables
-        return {f"variable {n!r}": variables[n].get_value(borrow=True) for n in names}
 
 
 def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:

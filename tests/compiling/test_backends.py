@@ -9,8 +9,9 @@ import pytest
 from numba.core import event
 from pytensor.compile.builders import OpFromGraph
 
-from downhill_rms import Dataset, StopReason, Trainer
+from downhill_rms import Dataset, StopReason, Trainer, sequences
 from tests.oracle import Oracle
+from tests.training import test_carried
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(40, 3)).astype("float32")
@@ -167,6 +168,44 @@ def test_many_updates_in_a_call_are_single_updates_to_the_last_bit(default_backe
     np.testing.assert_array_equal(*(w for w, _ in ends))
     assert ends[0][1] == ends[1][1]
     assert ends[0][0].any()
+
+
+@pytest.mark.parametrize(("mode", "together"), [(None, 1), (None, 3), ("tiered", 1)])
+def test_a_state_is_carried_through_compiled_updates(default_backend, mode, together):
+    trainer, expected = test_carried.make(mode), test_carried.ByHand()
+    data = (test_carried.train_data(), test_carried.valid_data())
+    options = test_carried.OPTIONS | {"updates_per_call": together}
+    for train, valid in trainer.iterate(*data, **options):
+        wanted = expected.epoch(test_carried.WAVE, train=True)
+        np.testing.assert_allclose(train["loss"], wanted, rtol=1e-10)
+        wanted = expected.epoch(test_carried.OTHER, train=False)
+        np.testing.assert_allclose(valid["loss"], wanted, rtol=1e-10)
+    np.testing.assert_array_equal(test_carried.hidden(trainer), test_carried.BEGINNING)
+
+
+@jax_only
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_state_is_carried_in_jax(together):
+    """A step at a time: of a scan JAX has to know the length when it compiles."""
+    pytest.importorskip("jax")
+    ends = []
+    for mode in ("FAST_COMPILE", "JAX"):
+        x, y = pt.matrix("x"), pt.matrix("y")
+        w = pytensor.shared(np.array([1.0, 0.5]), name="w")
+        before = pytensor.shared(np.full(3, 0.1), name="before")
+        output = pt.tanh(w[0] * x[0] + w[1] * before)
+        trainer = Trainer(
+            pt.sqr(output - y[0]).mean(), inputs=[x, y], carried={before: output}, mode=mode
+        )
+        series = np.sin(np.arange(25.0))
+        options = {"max_updates": 12, "learning_rate": 0.01, "updates_per_call": together}
+        trainer.minimize(sequences(series, 1, 3), sequences(series[:10], 1, 3), **options)
+        ends.append(
+            [trainer.history[-1].train["loss"], trainer.best.loss, *trainer.parameters.copy()["w"]]
+        )
+        ends[-1] += list(trainer.state_dict()["carried/before"])
+        assert not np.allclose(ends[-1][-1], 0.1)  # in the middle of the second pass
+    np.testing.assert_allclose(*ends, rtol=1e-12)
 
 
 @jax_only

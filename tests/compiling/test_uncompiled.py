@@ -4,6 +4,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.scalar.basic import Mul
 from pytensor.tensor.elemwise import Elemwise
 
 from downhill_rms.compiling.uncompiled import UncompiledFunction
@@ -54,6 +55,19 @@ def test_elementwise_operations_are_numpy_s(name):
     for node in function._function.maker.fgraph.apply_nodes:
         if isinstance(node.op, Elemwise):
             assert node.op.nfunc_spec[1] == len(node.inputs)
+
+
+def test_products_inside_a_scan_are_numpy_s_too(monkeypatch):
+    """An LSTM's update took ten seconds, one element at a time."""
+    elements = []
+    impl = Mul.impl
+    monkeypatch.setattr(Mul, "impl", lambda *given: elements.append(given) or impl(*given))
+    x = pt.matrix("x", dtype="float64")
+    rows = pytensor.scan(lambda row: pt.mul(row, row + 1, 2.0), [x], return_updates=False)
+    values = np.array([VALUES[:-1]] * 2)
+    (found,) = UncompiledFunction([x], [rows])(values)
+    np.testing.assert_allclose(found, values * (values + 1) * 2, rtol=1e-15)
+    assert len(elements) == 0
 
 
 def test_clip_keeps_nan():

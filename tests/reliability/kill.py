@@ -1,12 +1,15 @@
 """Stop real training processes at random instants, resume them, and compare bit for bit.
 
-Every trial trains a regression with shuffling and dropout, a checkpoint every 4 updates, in a
-process of its own. The process is killed (``--how kill``, signal 9) or interrupted (``--how
-interrupt``, Ctrl-C) at random instants and started again until it comes to its end. Its final
-parameters, accumulators, best and history are compared with those of a run that nobody stopped.
+Every trial trains a regression with shuffling and dropout, or (``--problem text``) a small form of
+examples/text.py, which carries a state from minibatch to minibatch, with a checkpoint every 4
+updates, in a process of its own. The process is killed (``--how kill``, signal 9) or interrupted
+(``--how interrupt``, Ctrl-C) at random instants and started again until it comes to its end. Its
+final parameters, accumulators, best and history are compared with those of a run that nobody
+stopped.
 
     python -m tests.reliability.kill --trials 300
     python -m tests.reliability.kill --trials 200 --how interrupt --mode NUMBA
+    python -m tests.reliability.kill --trials 50 --problem text
 """
 
 import argparse
@@ -24,13 +27,14 @@ import pytensor
 import pytensor.tensor as pt
 
 from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
+from examples import text
 
 SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}
 INTERRUPTED, BROKEN = 3, 4  # exit codes of a training process
 
 
-def train(directory, mode):
-    """Train to the end, or to the next signal, and leave the outcome in a file."""
+def regression(mode):
+    """A trainer, its data and its options."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(100, 20))
     target = features @ rng.normal(size=20)
@@ -38,15 +42,33 @@ def train(directory, mode):
     w = pytensor.shared(np.zeros(20), name="w")
     _, mask = pt.random.shared_rng(seed=1, name="dropout").bernoulli(0.8, size=x.shape)
     trainer = Trainer(pt.sqr((x * mask) @ w - y).mean(), inputs=[x, y], mode=mode)
+    return trainer, [Dataset([features, target], batch_size=8, rng=2)], {"learning_rate": 0.01}
+
+
+def small_text(mode):
+    """The same of a network that carries its state through a text."""
+    words = text.python_help()[:6000]
+    task = text.learning(text.Writer(sorted(set(words)), units=4), words)
+    definition = {"monitors": task.monitors, "carried": task.carried, "mode": mode}
+    trainer = Trainer(task.loss, inputs=task.inputs, **definition)
+    return trainer, [task.train, task.valid], {"learning_rate": 0.01, "monitor": "bits"}
+
+
+PROBLEMS = {"regression": regression, "text": small_text}
+
+
+def train(directory, mode, problem):
+    """Train to the end, or to the next signal, and leave the outcome in a file."""
+    trainer, data, options = PROBLEMS[problem](mode)
     trainer.minimize(
-        Dataset([features, target], batch_size=8, rng=2),
+        *data,
         checkpoint=Checkpoint(directory, every_updates=4, every_epochs=None),
         resume=True,
-        learning_rate=0.01,
         momentum=0.9,
         max_epochs=4,
         validate_every=1,
         restore_best=False,
+        **options,
     )
     if trainer.stop_reason is StopReason.INTERRUPTED:
         return INTERRUPTED
@@ -57,14 +79,14 @@ def train(directory, mode):
     return 0
 
 
-def start(directory, mode):
+def start(directory, mode, problem):
     """Fork, so that a trial does not pay for imports; returns the process id."""
     process = os.fork()
     if process:
         return process
     code = BROKEN
     try:
-        code = train(directory, mode)
+        code = train(directory, mode, problem)
     except KeyboardInterrupt:
         code = INTERRUPTED  # before the trainer took note of signals
     except BaseException as error:
@@ -73,11 +95,11 @@ def start(directory, mode):
         os._exit(code)
 
 
-def run_until_done(directory, mode, how, longest):
+def run_until_done(directory, mode, problem, how, longest):
     """Stop the process at random instants until one comes to its end; how often it was stopped."""
     stops = 0
     while True:
-        process = start(directory, mode)
+        process = start(directory, mode, problem)
         if how is not None:
             time.sleep(random.uniform(0, longest))
             os.kill(process, SIGNALS[how])
@@ -105,6 +127,7 @@ def main():
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--how", choices=SIGNALS, default="kill")
     parser.add_argument("--mode", default="FAST_COMPILE", help="how PyTensor compiles")
+    parser.add_argument("--problem", choices=PROBLEMS, default="regression")
     parser.add_argument("--directory", type=Path, help="where to work")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -114,14 +137,15 @@ def main():
         unbroken = Path(folder) / "unbroken"
         for _ in range(2):  # the second is timed with a warm cache
             began = time.perf_counter()
-            run_until_done(unbroken, options.mode, None, 0)
+            run_until_done(unbroken, options.mode, options.problem, None, 0)
             seconds = time.perf_counter() - began
             expected = (unbroken / "outcome").read_bytes()
             for path in unbroken.iterdir():
                 path.unlink()
         for trial in range(options.trials):
             directory = Path(folder) / str(trial)
-            stops += run_until_done(directory, options.mode, options.how, 1.2 * seconds)
+            kind = (options.mode, options.problem, options.how)
+            stops += run_until_done(directory, *kind, 1.2 * seconds)
             identical += same((directory / "outcome").read_bytes(), expected)
     print(
         f"{options.how}, {options.mode}: {identical} of {options.trials} bit-identical "

@@ -369,17 +369,20 @@ def test_a_nan_never_enters_a_checkpoint(mode, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["kill", "interrupt"])
-def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, tmp_path):
+@pytest.mark.parametrize(
+    ("how", "problem"), [("kill", "regression"), ("interrupt", "regression"), ("kill", "text")]
+)
+def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, problem, tmp_path):
     """The short form of tests/reliability/kill.py."""
     command = [sys.executable, "-m", "tests.reliability.kill", "--trials", "3", "--how", how]
+    command += ["--problem", problem]
     result = subprocess.run(
         [*command, "--directory", str(tmp_path)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 of 3" in result.stdout
