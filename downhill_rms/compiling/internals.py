@@ -4,14 +4,16 @@ PyTensor documents none of this for others and may change it in any release. Wha
 imported by `modes.own_mode` when a mode is first asked for, never with the package: a name that is
 missing costs the rewrites, not the training. Beyond the names, the rewrites rely on these facts:
 
-- ``Scan`` has the mode of the graph inside it as ``mode``, before 3.3; None is PyTensor's own.
+- In 3.0 the graph inside a ``Scan`` is rewritten by its ``mode`` when the scan is compiled; None is
+  PyTensor's own. Since 3.1 it is frozen, PyTensor rewrites it together with the graph around it,
+  and a copy of the scan can be given another one.
 - A function that Numba has compiled has its source as ``py_func``.
 - Before 3.3 ``elemwise.store_core_outputs`` makes the body of a loop of an operation's function.
 - In PyTensor's sequence of rewrites, position 47.5 is after every one that looks for the replaced
   operations, before elementwise operations are fused (48) and inner graphs are compiled (49.6).
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
-- A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring; the graph
-  of its step can be changed once it is unfrozen, since 3.3. ``pullback`` is its gradient.
+- A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
+  ``pullback`` is its gradient.
 - ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
 """
 
@@ -129,6 +131,7 @@ __all__ = [
 ]
 
 POSITION = 47.5
+SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 
 
 @cache
@@ -152,9 +155,7 @@ def numba_dispatch() -> SimpleNamespace:
 
 
 def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
-    """A rewriter that has the graphs inside scans compiled by another mode.
-
-    Before PyTensor 3.3 the graph inside a scan is rewritten by a mode of the scan's own.
+    """A rewriter that has the graphs inside scans rewritten by another mode.
 
     Parameters
     ----------
@@ -167,8 +168,15 @@ def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
         mode = wanted(node.op.mode)
         if mode is node.op.mode:
             return None
-        op = node.op.clone()
-        op.mode = mode
+        if SCANS_ARE_FROZEN:
+            step = node.op.fgraph.unfreeze()
+            mode.optimizer.rewrite(step)
+            op = node.op.clone_with_inner_graph(step)
+            if op == node.op:
+                return None
+        else:
+            op = node.op.clone()
+            op.mode = mode
         return list(op(*node.inputs, return_list=True))
 
     return WalkingGraphRewriter(rewrite)
@@ -176,6 +184,7 @@ def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
 
 def with_rewriters(base: Any, *rewriters: Any) -> Any:
     """A mode with further rewriters, which take effect inside scans too."""
-    scans = rewriter_of_scans(lambda given: mode if given is None else given)
-    mode = base.register(*((rewriter, POSITION) for rewriter in (*rewriters, scans)))
+    if not SCANS_ARE_FROZEN:  # since then PyTensor rewrites by the mode of the graph around them
+        rewriters += (rewriter_of_scans(lambda given: mode if given is None else given),)
+    mode = base.register(*((rewriter, POSITION) for rewriter in rewriters))
     return mode

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import cache, reduce
 from typing import Any
 
@@ -43,13 +42,10 @@ def uncompiled_mode(base: Any) -> Any:
     It has the rewrites that keep a loss finite, log(softmax(x)) for example, and none for speed.
     """
     linker = VMLinker(use_cloop=False, c_thunks=False)
-    stabilize = predefined_optimizers["stabilize"]
-    numpy = WalkingGraphRewriter(for_numpy)
-    # PyTensor 3.3 adds rewriters of its own inside scans, so that ours is one more of a database's.
-    last = math.nextafter(stabilize.position_cutoff, 0)
-    inside = Mode(linker, stabilize).register((numpy, last))
-    ours = (numpy, rewriter_of_scans(lambda given: inside))
-    return Mode(linker, SequentialGraphRewriter(optdb.query(stabilize), *ours))
+    rewriters = (WalkingGraphRewriter(for_numpy), rewriter_of_scans(lambda given: mode))
+    stabilize = optdb.query(predefined_optimizers["stabilize"])
+    mode = Mode(linker, SequentialGraphRewriter(stabilize, *rewriters))
+    return mode
 
 
 @node_rewriter([Elemwise])  # type: ignore[untyped-decorator]

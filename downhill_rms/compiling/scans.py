@@ -236,7 +236,7 @@ def is_understood(node: Any) -> bool:
 
 def _open(op: Any) -> tuple[list[Any], list[Any]]:
     """A copy of the graph of a step, with nothing computed twice: what it is given, and returns."""
-    if hasattr(op.fgraph, "unfreeze"):  # since PyTensor 3.3
+    if hasattr(op.fgraph, "unfreeze"):  # since PyTensor 3.1
         memo = op.fgraph.unfreeze(return_memo=True)[1]
         given, results = ([memo[v] for v in vs] for vs in (op.inner_inputs, op.inner_outputs))
     else:

@@ -4,7 +4,9 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Mul
+from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import Elemwise
 
 from downhill_rms.compiling.uncompiled import UncompiledFunction
@@ -57,17 +59,35 @@ def test_elementwise_operations_are_numpy_s(name):
             assert node.op.nfunc_spec[1] == len(node.inputs)
 
 
-def test_products_inside_a_scan_are_numpy_s_too(monkeypatch):
+@pytest.mark.parametrize("depth", [1, 2])
+def test_products_inside_scans_are_numpy_s_too(monkeypatch, depth):
     """An LSTM's update took ten seconds, one element at a time."""
     elements = []
     impl = Mul.impl
     monkeypatch.setattr(Mul, "impl", lambda *given: elements.append(given) or impl(*given))
-    x = pt.matrix("x", dtype="float64")
-    rows = pytensor.scan(lambda row: pt.mul(row, row + 1, 2.0), [x], return_updates=False)
+    x = pt.tensor("x", dtype="float64", shape=(None,) * (depth + 1))
+
+    def step(row):
+        if row.ndim == 1:
+            return pt.mul(row, row + 1, 2.0)
+        return pytensor.scan(step, [row], return_updates=False)
+
+    rows = step(x)
     values = np.array([VALUES[:-1]] * 2)
+    values = values.reshape((2, 5) if depth == 1 else (2, 1, 5))
     (found,) = UncompiledFunction([x], [rows])(values)
     np.testing.assert_allclose(found, values * (values + 1) * 2, rtol=1e-15)
     assert len(elements) == 0
+
+
+def test_a_scan_of_the_user_s_keeps_its_mode():
+    """Since PyTensor 3.1 a clone of a scan is the scan itself."""
+    x = pt.matrix("x", dtype="float64")
+    rows = pytensor.scan(lambda row: row + 1, [x], return_updates=False)
+    nodes = (variable.owner for variable in ancestors([rows]) if variable.owner is not None)
+    (scan,) = (node.op for node in nodes if isinstance(node.op, Scan))
+    UncompiledFunction([x], [rows])
+    assert scan.mode is None
 
 
 def test_clip_keeps_nan():
