@@ -24,7 +24,8 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
-from pytensor.compile.mode import Mode, optdb, predefined_optimizers
+from pytensor.compile.mode import NUMBA, Mode, get_mode, optdb, predefined_optimizers
+from pytensor.compile.ops import DeepCopyOp
 from pytensor.gradient import disconnected_type
 from pytensor.graph.rewriting.basic import (
     MergeOptimizer,
@@ -62,13 +63,13 @@ from pytensor.scalar.basic import (
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.scan.op import Scan, ScanInfo
 from pytensor.scan.utils import expand_empty
-from pytensor.tensor.basic import Alloc
+from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
-from pytensor.tensor.subtensor import IncSubtensor, Subtensor
+from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
 
 __all__ = [
     "EQ",
@@ -82,6 +83,7 @@ __all__ = [
     "Cast",
     "Clip",
     "Composite",
+    "DeepCopyOp",
     "DimShuffle",
     "Dot",
     "Elemwise",
@@ -99,6 +101,7 @@ __all__ = [
     "Neg",
     "Reciprocal",
     "Reshape",
+    "ScalarFromTensor",
     "Scan",
     "ScanInfo",
     "Second",
@@ -116,17 +119,20 @@ __all__ = [
     "Sum",
     "Switch",
     "Tanh",
+    "TensorFromScalar",
     "TrueDiv",
     "UnaryBitOp",
     "VMLinker",
     "WalkingGraphRewriter",
     "disconnected_type",
     "expand_empty",
+    "indices_from_subtensor",
     "node_rewriter",
     "numba_dispatch",
     "optdb",
     "predefined_optimizers",
     "rewriter_of_scans",
+    "rewritten_step",
     "with_rewriters",
 ]
 
@@ -137,6 +143,7 @@ SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 @cache
 def numba_dispatch() -> SimpleNamespace:
     """What tells PyTensor how Numba computes an operation; Numba takes a while to import."""
+    from pytensor.link.numba.cache import compile_numba_function_src
     from pytensor.link.numba.dispatch import elemwise
     from pytensor.link.numba.dispatch.basic import (
         numba_funcify_and_cache_key,
@@ -146,12 +153,23 @@ def numba_dispatch() -> SimpleNamespace:
     )
 
     return SimpleNamespace(
+        compile_source=compile_numba_function_src,
         elemwise=elemwise,
         funcify=numba_funcify_and_cache_key,
         njit=numba_njit,
         register=register_funcify_and_cache_key,
         register_by_properties=register_funcify_default_op_cache_key,
     )
+
+
+def rewritten_step(scan: Any) -> Any:
+    """The graph inside a scan, as Numba is to compile it; nothing in it is computed in place."""
+    if SCANS_ARE_FROZEN:  # PyTensor has rewritten it
+        return scan.fgraph
+    step = scan.fgraph.clone()
+    mode = get_mode(scan.mode).including("numba").excluding(*NUMBA._optimizer.exclude, "inplace")
+    mode.optimizer.rewrite(step)
+    return step
 
 
 def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:

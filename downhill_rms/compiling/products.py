@@ -29,10 +29,6 @@ from downhill_rms.compiling.internals import (
 
 FLOATS = {"float32", "float64"}
 
-# Up to so many multiplications OpenBLAS neither packs matrices nor uses threads.
-SMALL_PRODUCT = 1_000_000
-FEW = 8  # rows are few if the other matrix has so many times as many columns
-
 
 def is_transpose(matrix: Any) -> bool:
     """Whether a matrix is the transpose of a variable."""
@@ -176,7 +172,7 @@ def _is_column(variable: Any) -> bool:
 
 def register(numba: Any) -> None:
     """Tell PyTensor how Numba computes these products."""
-    from downhill_rms.compiling.layout import contiguous, transposed
+    from downhill_rms.compiling.thin import thin_dot
 
     def same(x: Any) -> Any:
         return x
@@ -220,10 +216,4 @@ def register(numba: Any) -> None:
 
     @numba.register_by_properties(ThinDot)  # type: ignore[untyped-decorator]
     def funcify_thin(op: Any, node: Any, **kwargs: Any) -> tuple[Any, int]:
-        @numba.njit  # type: ignore[untyped-decorator]
-        def thin_dot(x: Any, y: Any, y_transposed: Any) -> Any:
-            if x.size * y.shape[1] > SMALL_PRODUCT and FEW * x.shape[0] <= y.shape[1]:
-                return transposed(np.dot(contiguous(y_transposed), x.T))
-            return np.dot(x, y)
-
         return thin_dot, 1

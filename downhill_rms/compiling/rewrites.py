@@ -24,6 +24,7 @@ from downhill_rms.compiling.internals import (
     Elemwise,
     Exp,
     Log1p,
+    Scan,
     Sigmoid,
     Softplus,
     Tanh,
@@ -111,6 +112,7 @@ def teach_numba() -> None:
         register(op_type, getattr(float32, op_type.__name__.removesuffix("32").lower()))
 
     _inline_composites()
+    _write_scans()
 
 
 def _inline_composites() -> None:
@@ -153,3 +155,18 @@ def _inline_composites() -> None:
         return numba.njit(stored.py_func, forceinline=True)
 
     elemwise.store_core_outputs = store_core_outputs
+
+
+def _write_scans() -> None:
+    """Have Numba compile scans of this mode as `scanloop` writes them."""
+    from downhill_rms.compiling import scanloop
+
+    numba = numba_dispatch()
+    theirs = numba.funcify.dispatch(Scan)
+
+    @numba.register(Scan)  # type: ignore[untyped-decorator]
+    def funcify_scan(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
+        try:
+            return scanloop.compiled(op, node, **kwargs)
+        except NotImplementedError:
+            return theirs(op, node=node, **kwargs)  # type: ignore[no-any-return]
