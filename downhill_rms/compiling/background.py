@@ -340,6 +340,9 @@ def _compile_next(begin: Callable[[], Any] = bool) -> None:
 
 def _compile_for_types_of(arguments: tuple[Any, ...], dispatcher: Any) -> None:
     """Compile as a call would, but do not call: with stand-ins that would make no sense."""
+    if hasattr(dispatcher, "compile_for"):  # not Numba's, but the linker's around it
+        dispatcher.compile_for(arguments)
+        return
     parameters = inspect.signature(dispatcher.py_func).parameters.values()
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         arguments = (arguments,)  # Numba takes what *args stands for as one tuple

@@ -114,7 +114,10 @@ def is_cached(function: Any) -> bool:
     """Whether PyTensor keeps what Numba compiles of a function; true for what Numba does not."""
     compiled = getattr(function.vm, "jit_fn", None)
     # With one operation whose function has no key, as in object mode, a whole graph has none.
-    return type(getattr(compiled, "_cache", None)).__name__ != "NullCache"
+    return all(
+        type(getattr(part, "_cache", None)).__name__ != "NullCache"
+        for part in getattr(compiled, "dispatchers", [compiled])
+    )
 
 
 def check_mode(mode: Any) -> None:

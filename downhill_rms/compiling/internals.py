@@ -10,7 +10,8 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - A function that Numba has compiled has its source as ``py_func``.
 - Before 3.3 ``elemwise.store_core_outputs`` makes the body of a loop of an operation's function.
 - In PyTensor's sequence of rewrites, position 47.5 is after every one that looks for the replaced
-  operations, before elementwise operations are fused (48) and inner graphs are compiled (49.6).
+  operations, before elementwise operations are fused (48) and inner graphs are compiled (49.6);
+  50.45 is after both, just before elementwise operations are made to work in place (50.5).
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
   ``pullback`` is its gradient.
@@ -24,15 +25,22 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+from pytensor.compile.aliasing import Supervisor
 from pytensor.compile.mode import NUMBA, Mode, get_mode, optdb, predefined_optimizers
 from pytensor.compile.ops import DeepCopyOp
 from pytensor.gradient import disconnected_type
+from pytensor.graph.destroyhandler import DestroyHandler
+from pytensor.graph.features import AlreadyThere, ReplaceValidate
+from pytensor.graph.fg import AbstractFunctionGraph
 from pytensor.graph.rewriting.basic import (
+    GraphRewriter,
     MergeOptimizer,
     SequentialGraphRewriter,
     WalkingGraphRewriter,
     node_rewriter,
 )
+from pytensor.graph.utils import InconsistencyError
+from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.vm import VMLinker
 from pytensor.scalar.basic import (
     EQ,
@@ -72,11 +80,15 @@ from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
 
 __all__ = [
+    "BEFORE_IN_PLACE",
     "EQ",
+    "FIRST",
     "POSITION",
     "Abs",
+    "AbstractFunctionGraph",
     "Add",
     "Alloc",
+    "AlreadyThere",
     "BinaryBitOp",
     "Blockwise",
     "CAReduce",
@@ -84,12 +96,15 @@ __all__ = [
     "Clip",
     "Composite",
     "DeepCopyOp",
+    "DestroyHandler",
     "DimShuffle",
     "Dot",
     "Elemwise",
     "Exp",
+    "GraphRewriter",
     "Identity",
     "IncSubtensor",
+    "InconsistencyError",
     "Log1p",
     "LogSoftmax",
     "LogicalComparison",
@@ -99,7 +114,9 @@ __all__ = [
     "Mode",
     "Mul",
     "Neg",
+    "NumbaLinker",
     "Reciprocal",
+    "ReplaceValidate",
     "Reshape",
     "ScalarFromTensor",
     "Scan",
@@ -117,6 +134,7 @@ __all__ = [
     "Sub",
     "Subtensor",
     "Sum",
+    "Supervisor",
     "Switch",
     "Tanh",
     "TensorFromScalar",
@@ -129,14 +147,16 @@ __all__ = [
     "indices_from_subtensor",
     "node_rewriter",
     "numba_dispatch",
+    "numba_internals",
     "optdb",
     "predefined_optimizers",
     "rewriter_of_scans",
     "rewritten_step",
+    "with_linker",
     "with_rewriters",
 ]
 
-POSITION = 47.5
+FIRST, POSITION, BEFORE_IN_PLACE = -1.0, 47.5, 50.45
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 
 
@@ -146,16 +166,20 @@ def numba_dispatch() -> SimpleNamespace:
     from pytensor.link.numba.cache import compile_numba_function_src
     from pytensor.link.numba.dispatch import elemwise
     from pytensor.link.numba.dispatch.basic import (
+        cache_key_for_constant,
         numba_funcify_and_cache_key,
         numba_njit,
+        numba_typify,
         register_funcify_and_cache_key,
         register_funcify_default_op_cache_key,
     )
 
     return SimpleNamespace(
-        compile_source=compile_numba_function_src,
+        constant=numba_typify,
+        constant_key=cache_key_for_constant,
         elemwise=elemwise,
         funcify=numba_funcify_and_cache_key,
+        function_of_source=compile_numba_function_src,
         njit=numba_njit,
         register=register_funcify_and_cache_key,
         register_by_properties=register_funcify_default_op_cache_key,
@@ -170,6 +194,17 @@ def rewritten_step(scan: Any) -> Any:
     mode = get_mode(scan.mode).including("numba").excluding(*NUMBA._optimizer.exclude, "inplace")
     mode.optimizer.rewrite(step)
     return step
+
+
+@cache
+def numba_internals() -> SimpleNamespace:
+    """How Numba makes native code."""
+    from numba.core.codegen import JITCodeLibrary, RuntimeLinker
+    from numba.core.compiler import Compiler
+
+    return SimpleNamespace(
+        Compiler=Compiler, JITCodeLibrary=JITCodeLibrary, RuntimeLinker=RuntimeLinker
+    )
 
 
 def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
@@ -206,3 +241,8 @@ def with_rewriters(base: Any, *rewriters: Any) -> Any:
         rewriters += (rewriter_of_scans(lambda given: mode if given is None else given),)
     mode = base.register(*((rewriter, POSITION) for rewriter in rewriters))
     return mode
+
+
+def with_linker(mode: Any, linker: Any) -> Any:
+    """A mode with another linker."""
+    return type(mode)(linker, mode.provided_optimizer)

@@ -61,8 +61,10 @@ def transpose_into(x: Any, result: Any) -> None:
                     result[np.uint64(left + i), np.uint64(top + j)] = x[
                         np.uint64(top + j), np.uint64(left + i)
                     ]
-    result[:right, bottom:] = x[bottom:, :right].T
-    result[right:] = x[:, right:].T
+    # Slices are not assigned: what Numba would say of their shapes takes three seconds to compile.
+    for left in range(columns):
+        for top in range(bottom if left < right else 0, rows):
+            result[left, top] = x[top, left]
 
 
 @intrinsic  # type: ignore[untyped-decorator]

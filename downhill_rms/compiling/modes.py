@@ -15,6 +15,7 @@ from typing import Any
 import pytensor
 from pytensor.compile.mode import get_mode
 
+from downhill_rms.compiling import selfcheck
 from downhill_rms.compiling.machine import linkers
 from downhill_rms.compiling.selfcheck import check_on_a_small_graph, is_right
 
@@ -95,6 +96,7 @@ def works(kind: str) -> bool:
         check=lambda mode: check_on_a_small_graph(mode, CALLED.get(kind, ())),
         consequence=f"The rewrites for {kind} are left out, and training goes on in PyTensor's own "
         "mode, maybe more slowly.",
+        tested=kind == "Numba" and selfcheck.is_tested(),
     )
 
 

@@ -18,8 +18,11 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
-from downhill_rms.compiling import copies, products, softmax
+from downhill_rms.compiling import copies, linker, products, softmax, sums
+from downhill_rms.compiling.inplace import SuperviseQuickly, UpdateInPlace
 from downhill_rms.compiling.internals import (
+    BEFORE_IN_PLACE,
+    FIRST,
     Composite,
     Elemwise,
     Exp,
@@ -31,6 +34,7 @@ from downhill_rms.compiling.internals import (
     WalkingGraphRewriter,
     node_rewriter,
     numba_dispatch,
+    with_linker,
     with_rewriters,
 )
 from downhill_rms.compiling.selfcheck import source_key
@@ -40,7 +44,9 @@ from downhill_rms.compiling.selfcheck import source_key
 def numba_mode(base: Any) -> Any:
     """A Numba mode with these rewrites, inside scans too."""
     teach_numba()
-    return with_rewriters(base, *map(WalkingGraphRewriter, REWRITERS))
+    quick = base.register((SuperviseQuickly(), FIRST), (UpdateInPlace(), BEFORE_IN_PLACE))
+    rewritten = with_rewriters(quick, *map(WalkingGraphRewriter, REWRITERS))
+    return with_linker(rewritten, linker.OneFunctionLinker())
 
 
 class Tanh32(Tanh):  # type: ignore[misc]
@@ -97,7 +103,7 @@ def teach_numba() -> None:
     from downhill_rms.compiling import float32
 
     numba = numba_dispatch()
-    for module in (products, copies, softmax):
+    for module in (products, copies, softmax, linker, sums):
         module.register(numba)
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.

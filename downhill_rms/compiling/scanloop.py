@@ -58,7 +58,7 @@ def compiled(op: Any, node: Any, **options: Any) -> tuple[Any, str | None]:
         raise NotImplementedError("a scan of another mode, or without products of matrices")
     writer = Writer(info, step, node, options)
     source, numba = writer.source(), numba_dispatch()
-    function = numba.compile_source(source, "scan", known_names() | writer.functions)
+    function = numba.function_of_source(source, "scan", known_names() | writer.functions)
     key = None
     if all(writer.keys):
         key = sha256(repr((source, writer.keys, source_key())).encode()).hexdigest()
@@ -546,7 +546,7 @@ class Writer:
             source.append(" " * 4 * depth + f"for i{axis} in range({length}):")
         source.append(" " * 4 * (len(lengths) + 1) + line.format(*elements))
         known = known_names() | ({function: self.functions[function]} if function else {})
-        loop = numba_dispatch().compile_source("\n".join(source) + "\n", call, known)
+        loop = numba_dispatch().function_of_source("\n".join(source) + "\n", call, known)
         self.functions[call] = numba_dispatch().njit(loop)
         self.keys.append("\n".join(source))
         step = like in self.varying or any(n == "t" or n.startswith("row_") for n in names)

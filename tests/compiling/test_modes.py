@@ -4,6 +4,7 @@ import ast
 import importlib
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,12 @@ from pytensor.compile.mode import get_mode
 from downhill_rms import Trainer
 from downhill_rms.compiling import internals, jaxmode, modes, products, rewrites, selfcheck
 from downhill_rms.compiling.modes import MAKERS, REWRITTEN, own_mode, training_mode, works
+from tests.versions import NEWEST, VERSIONS
 
-OURS = ("internals", "copies", "products", "softmax", "rewrites", "jaxmode", "pythonmode")
+OURS = (
+    *("internals", "nativecode", "linker", "sums", "inplace", "copies", "products", "softmax"),
+    *("rewrites", "jaxmode", "pythonmode"),
+)
 
 
 def imported_names():
@@ -33,6 +38,7 @@ NAMES = sorted(imported_names())
 def anew(monkeypatch, tmp_path):
     """Nothing is known of modes that work, here or on disk, and what is broken stays in here."""
     monkeypatch.setattr(selfcheck, "marker", lambda *key: tmp_path / str(key[1]))
+    monkeypatch.setattr(selfcheck, "TESTED", set())
     works.cache_clear()
     rewrites.teach_numba()  # what the interpreter keeps of it is not for a broken PyTensor to make
     yield
@@ -117,6 +123,25 @@ def test_a_mode_that_works_is_tried_once(kind, anew, monkeypatch, tmp_path):
     monkeypatch.setattr(pytensor, "__version__", "3.0.0+2.g1234567")  # the source may change
     with pytest.warns(UserWarning, match=r"3\.0\.0\+2"):
         assert not works(kind)
+
+
+def test_versions_that_the_tests_are_run_with_are_not_checked_again(anew, monkeypatch, tmp_path):
+    """On all others a rewrite that is wrong is found out, as above."""
+    installed = (pytensor.__version__, version("numba"))
+    monkeypatch.setattr(selfcheck, "TESTED", {installed})
+    assert own_mode("Numba", get_mode("NUMBA")) is not get_mode("NUMBA")
+    assert not (tmp_path / "Numba").exists()
+    works.cache_clear()
+    monkeypatch.setattr(selfcheck, "TESTED", {(installed[0], "0.0"), ("0.0", installed[1])})
+    assert own_mode("Numba", get_mode("NUMBA")) is not get_mode("NUMBA")
+    assert (tmp_path / "Numba").exists()
+
+
+def test_these_versions_are_those_that_the_tests_are_run_with():
+    numbas = dict(selfcheck.TESTED)
+    assert {*VERSIONS} - {NEWEST} <= {*numbas}
+    if pytensor.__version__ in numbas:
+        assert version("numba") == numbas[pytensor.__version__]
 
 
 def test_training_goes_on_where_nothing_works(anew, monkeypatch):
