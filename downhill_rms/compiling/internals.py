@@ -42,6 +42,7 @@ from pytensor.graph.rewriting.basic import (
 from pytensor.graph.utils import InconsistencyError
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.vm import VMLinker
+from pytensor.raise_op import Assert
 from pytensor.scalar.basic import (
     EQ,
     Abs,
@@ -89,6 +90,7 @@ __all__ = [
     "Add",
     "Alloc",
     "AlreadyThere",
+    "Assert",
     "BinaryBitOp",
     "Blockwise",
     "CAReduce",

@@ -24,10 +24,15 @@ from pytensor.graph.basic import Constant
 
 from downhill_rms.compiling.copies import Contiguous
 from downhill_rms.compiling.internals import (
+    EQ,
+    Alloc,
+    Assert,
     DeepCopyOp,
     DimShuffle,
     Elemwise,
+    IncSubtensor,
     ScalarFromTensor,
+    Shape_i,
     SpecifyShape,
     Subtensor,
     TensorFromScalar,
@@ -102,7 +107,9 @@ class Place:
     def names(self) -> set[str]:
         """What an element is found by, but for the indices of a loop."""
         if self.index is None:
-            return set()
+            return (
+                {self.array} if self.array.startswith("n") and self.array[1:].isdigit() else set()
+            )
         used = {index if isinstance(index, str) else index.start for index in self.index}
         return {self.array, *(name for name in used if not name.isdigit())}
 
@@ -179,6 +186,7 @@ class Writer:
         self.varying: set[Any] = set()
         self.rows: dict[Any, Place] = {}  # of results that are computed where they belong
         self.cuts: dict[Any, list[Along | Any]] = {}
+        self.parts: dict[Any, tuple[str, ...]] = {}
         self.named: dict[str, str] = {}
         self.count = 0
 
@@ -190,6 +198,7 @@ class Writer:
         nodes = self.graph.toposort()
         for node in nodes:
             self._measure(node)
+        nodes = _computed(nodes, self.graph.outputs)
         for result in results:
             self._allocate_trace(result)
             self._reserve(result)
@@ -197,7 +206,7 @@ class Writer:
             self._write(node)
         for result in results:
             if self.places[result.variable] != result.place:
-                self._loop("{0} = {1}", [result.place], [result.variable], result.variable)
+                self._copy(result.variable, result.place)
         returned = [result.name for result in results]
         return "\n".join(
             [
@@ -316,7 +325,11 @@ class Writer:
         op, result = node.op, node.outputs[0]
         for variable in node.inputs:
             self._measure_constant(variable)
-        if any(variable in self.varying for variable in node.inputs):
+        if isinstance(op, Shape_i):
+            self.dims[result] = ()
+            self.places[result] = Place(self.dims[node.inputs[0]][op.i], None)
+            return
+        if any(variable in self.varying for variable in _read(node)):
             self.varying.update(node.outputs)
         if isinstance(op, Elemwise):
             dims = self._broadcast(node)
@@ -328,13 +341,49 @@ class Writer:
             self._require_equal(x[not turned[0]], y[turned[1]])
         elif isinstance(op, SAME):
             self.dims[result] = self.dims[node.inputs[0]]
+        elif isinstance(op, Assert):
+            for condition in node.inputs[1:]:
+                self._require_equal(*self._equal_lengths(condition))
+            self.dims[result] = self.dims[node.inputs[0]]
+            if node.inputs[0] in self.places:
+                self.places[result] = self.places[node.inputs[0]]
         elif isinstance(op, DimShuffle):
             dims = self.dims[node.inputs[0]]
             self.dims[result] = tuple("1" if a == "x" else dims[a] for a in op.new_order)
         elif isinstance(op, Subtensor):
-            self._cuts(node)
+            indices = indices_from_subtensor(node.inputs[1:], op.idx_list)
+            self.cuts[node], self.dims[result] = self._cuts(node.inputs[0], indices)
+        elif isinstance(op, IncSubtensor):
+            indices = indices_from_subtensor(node.inputs[2:], op.idx_list)
+            self.cuts[node], dims = self._cuts(node.inputs[0], indices)
+            if len(dims) != node.inputs[1].type.ndim:
+                raise NotImplementedError("a part of an array that is set to less than itself")
+            self.dims[result] = self.dims[node.inputs[0]]
+            self.parts[node] = dims
+            for axis, one in enumerate(node.inputs[1].type.broadcastable):
+                if not one:
+                    self._require_equal(dims[axis], self.dims[node.inputs[1]][axis])
+        elif isinstance(op, Alloc):
+            if not all(node.inputs[0].type.broadcastable):
+                raise NotImplementedError("copies of an array inside a scan")
+            lengths = [self.places.get(variable) for variable in node.inputs[1:]]
+            if any(place is None or place.index is not None for place in lengths):
+                raise NotImplementedError("an array of a shape that is computed")
+            self.dims[result] = tuple(place.array for place in lengths if place)
         else:
             raise NotImplementedError(f"{op} inside a scan")
+
+    def _equal_lengths(self, condition: Any) -> list[str]:
+        """The two lengths that a condition compares."""
+        node = condition.owner
+        while node is not None and isinstance(node.op, SAME):
+            node = node.inputs[0].owner
+        places = [self.places.get(v) for v in node.inputs] if node else []
+        texts = [place.array for place in places if place and place.index is None]
+        equal = node and isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, EQ)
+        if not equal or len(texts) != 2:
+            raise NotImplementedError("a condition that values decide")
+        return texts
 
     def _measure_constant(self, variable: Any) -> None:
         if isinstance(variable, Constant) and variable not in self.places:
@@ -361,12 +410,12 @@ class Writer:
             dims.append("1" if one or not lengths else lengths[0])
         return tuple(dims)
 
-    def _cuts(self, node: Any) -> None:
-        """Measure what is left of a variable where it is cut."""
-        dims, found = self.dims[node.inputs[0]], list[str]()
-        indices = indices_from_subtensor(node.inputs[1:], node.op.idx_list)
-        cuts = self.cuts[node] = []
-        for axis, length in enumerate(dims):
+    def _cuts(
+        self, variable: Any, indices: Sequence[Any]
+    ) -> tuple[list[Along | Any], tuple[str, ...]]:
+        """For each axis of a variable what is left of it, or where it is cut; and what is left."""
+        found, cuts = list[str](), list[Along | Any]()
+        for axis, length in enumerate(self.dims[variable]):
             index = indices[axis] if axis < len(indices) else slice(None)
             if not isinstance(index, slice):
                 cuts.append(index)
@@ -381,7 +430,7 @@ class Writer:
                 part = self._length(f"part_of({start or 0}, {stop}, {length})")
                 cuts.append(Along(len(found), self._length(f"{part}[0]"), whole=False))
                 found.append(self._length(f"{part}[1]"))
-        self.dims[node.outputs[0]] = tuple(found)
+        return cuts, tuple(found)
 
     # Places of what is computed
 
@@ -453,13 +502,46 @@ class Writer:
         elif isinstance(op, ThinDot):
             given = ", ".join(map(self._matrix, inputs))
             self._line(node, f"thin_dot_into({given}, {self._target(node)})")
-        elif isinstance(op, SAME):
+        elif isinstance(op, (Assert, *SAME)):
             self.places[node.outputs[0]] = self.places[inputs[0]]
         elif isinstance(op, DimShuffle):
             axes = {old: new for new, old in enumerate(op.new_order)}
             self.places[node.outputs[0]] = self._moved(inputs[0], axes)
+        elif isinstance(op, Subtensor):
+            place = self._cut(node, self.places[inputs[0]])
+            self.places[node.outputs[0]] = place
+        elif isinstance(op, Alloc):
+            self._loop("{0} = {1}", [self._place(node.outputs[0])], inputs[:1], node.outputs[0])
+        elif isinstance(op, IncSubtensor):
+            self._set_part(node)
+
+    def _copy(self, variable: Any, place: Place) -> None:
+        self._loop("{0} = {1}", [place], [variable], variable)
+
+    def _set_part(self, node: Any) -> None:
+        """Write a part of an array over the array, or over a copy of it."""
+        whole, part, *_ = node.inputs
+        (result,) = node.outputs
+        if self._is_ours_alone(whole):
+            self.places[result] = self.places[whole]
         else:
-            self._cut(node)
+            place = self._place(result)
+            # What is the same in all steps is copied once, if each step writes over the same part.
+            once = whole not in self.varying and node.op.set_instead_of_inc
+            once &= result not in self.rows
+            self._loop("{0} = {1}", [place], [whole], whole if once else result)
+        line = "{0} = {1}" if node.op.set_instead_of_inc else "{0} = {0} + {1}"
+        place = self._cut(node, self.places[result])
+        self._loop(line, [place], [part], result, dims=self.parts[node])
+
+    def _is_ours_alone(self, variable: Any) -> bool:
+        """Whether a variable has an array of its own that nobody asks for any more."""
+        return (
+            variable in self.varying
+            and variable not in self.graph.outputs
+            and len(self.graph.clients[variable]) == 1
+            and isinstance(variable.owner.op, (Elemwise, IncSubtensor, *PRODUCTS))
+        )
 
     def _line(self, node: Any, line: str) -> None:
         (self.step if node.outputs[0] in self.varying else self.before).append(line)
@@ -486,10 +568,10 @@ class Writer:
         ]
         return Place(place.array, tuple(index))
 
-    def _cut(self, node: Any) -> None:
-        """Find the place of a part of a variable."""
+    def _cut(self, node: Any, place: Place) -> Place:
+        """The place of a part of a variable."""
         variable, cuts = node.inputs[0], self.cuts[node]
-        place, index = self.places[variable], list[Along | str]()
+        index = list[Along | str]()
         for old in place.index or ():
             if isinstance(old, str):
                 index.append(old)
@@ -504,7 +586,7 @@ class Writer:
                 number = self.places[new].element(()) if new in self.places else str(_integer(new))
                 self._line(node, f"{at} = index_of({number}, {self.dims[variable][old.axis]})")
                 index.append(at if old.start == "0" else f"{at} + {old.start}")
-        self.places[node.outputs[0]] = Place(place.array, tuple(index))
+        return Place(place.array, tuple(index))
 
     def _sum(self, first: str, second: str) -> str:
         return second if first == "0" else self._length(f"{first} + {second}")
@@ -527,17 +609,15 @@ class Writer:
         inputs: Sequence[Any],
         like: Any,
         function: str | None = None,
+        dims: Sequence[str] = (),
     ) -> None:
         """Write a loop over the elements of variables, as a function that is called."""
+        dims = dims or self.dims[like]
         places = [*targets, *(self.places[variable] for variable in inputs)]
-        broadcastable = [like.type.broadcastable] * len(targets)
-        broadcastable += [variable.type.broadcastable for variable in inputs]
-        elements = [p.element(b) for p, b in zip(places, broadcastable, strict=True)]
-        lengths = [
-            (axis, length)
-            for axis, length in enumerate(self.dims[like])
-            if not like.type.broadcastable[axis]
-        ]
+        lone = [[length == "1" for length in dims]] * len(targets)
+        lone += [_lone(variable, len(dims)) for variable in inputs]
+        elements = [place.element(one) for place, one in zip(places, lone, strict=True)]
+        lengths = [(axis, length) for axis, length in enumerate(dims) if length != "1"]
         names = {name for place in places for name in place.names}
         names |= {length for _, length in lengths if not length.isdigit()}
         call = self._name("loop")
@@ -551,6 +631,28 @@ class Writer:
         self.keys.append("\n".join(source))
         step = like in self.varying or any(n == "t" or n.startswith("row_") for n in names)
         (self.step if step else self.before).append(f"{call}({', '.join(sorted(names))})")
+
+
+def _read(node: Any) -> list[Any]:
+    """The inputs of which an operation takes more than the shape."""
+    if isinstance(node.op, Shape_i):
+        return []
+    return list(node.inputs[:1] if isinstance(node.op, Alloc | Assert) else node.inputs)
+
+
+def _computed(nodes: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+    """The operations that some results depend on, but for what only their shapes do."""
+    wanted, found = set(results), []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.outputs):
+            found.append(node)
+            wanted.update(_read(node))
+    return found[::-1]
+
+
+def _lone(variable: Any, ndim: int) -> list[bool]:
+    """Which axes have one element; scalars have none at all."""
+    return list(variable.type.broadcastable) or [True] * ndim
 
 
 def _integer(value: Any) -> int | None:
