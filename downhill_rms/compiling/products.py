@@ -34,7 +34,10 @@ def is_transpose(matrix: Any) -> bool:
     """Whether a matrix is the transpose of a variable."""
     node = matrix.owner
     return (
-        node is not None and isinstance(node.op, DimShuffle) and tuple(node.op.new_order) == (1, 0)
+        node is not None
+        and isinstance(node.op, DimShuffle)
+        and tuple(node.op.new_order) == (1, 0)
+        and node.inputs[0].type.ndim == 2  # and not more, of which one is left out
     )
 
 

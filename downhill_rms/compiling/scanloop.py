@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from pytensor.graph.basic import Constant
+from pytensor.tensor.type import DenseTensorType
 
 from downhill_rms.compiling.copies import Contiguous
 from downhill_rms.compiling.internals import (
@@ -56,8 +57,11 @@ def compiled(op: Any, node: Any, **options: Any) -> tuple[Any, str | None]:
         If the scan, or an operation of its step, is left to PyTensor.
     """
     info = op.info
-    if info.as_while or info.mit_mot_in_slices or info.n_untraced_sit_sot:
+    if info.as_while or info.mit_mot_in_slices:
         raise NotImplementedError("not a plain loop over states and traces")
+    kinds = (variable.type for variable in (*op.inner_inputs, *op.inner_outputs))
+    if not all(isinstance(kind, DenseTensorType) for kind in kinds):
+        raise NotImplementedError("what is no array")
     step = rewritten_step(op)
     if not any(isinstance(inner.op, PRODUCTS) for inner in step.apply_nodes):
         raise NotImplementedError("a scan of another mode, or without products of matrices")
@@ -233,10 +237,12 @@ class Writer:
             given = [next(inner) for _ in taps]
             owned = number in self.node.op.destroy_map
             found.append(self._state(taps, given, next(outer), owned, next(results)))
+        last = [(next(inner), next(outer)) for _ in range(info.n_untraced_sit_sot)]
         for _ in range(info.n_nit_sot):
             variable, name = next(results), next(outer)
             place = self._row(variable, f"trace_{name}", f"row_{name}")
             found.append(Result(variable, place, f"trace_{name}"))
+        found += [self._last(variable, name, next(results)) for variable, name in last]
         for variable, name in zip(inner, outer, strict=True):
             self._constant(variable, name)
         return found
@@ -285,6 +291,21 @@ class Writer:
             f"    {array}[n_steps + {order}:] = 0",
         ]
         return Result(result, rows[0], array)
+
+    def _last(self, variable: Any, name: str, result: Any) -> Result:
+        """Keep a state of which only the last value is returned in two rows by turns."""
+        ring = f"ring_{name}"
+        self.before += [
+            f"{ring} = np.empty((2,) + {name}.shape, {name}.dtype)",
+            f"{ring}[0] = {name}",
+        ]
+        self.step += [f"row_{name}_1 = t % 2", f"row_{name}_0 = 1 - row_{name}_1"]
+        self._is_given(variable, self._row(variable, ring, f"row_{name}_1"))
+        self.varying.add(variable)
+        value = f"{ring}[n_steps % 2]"
+        copy = f"{value}.copy()" if variable.type.ndim else f"np.asarray({value})"
+        self.after.append(f"last_{name} = {copy}")
+        return Result(result, self._row(result, ring, f"row_{name}_0"), f"last_{name}")
 
     def _row(self, variable: Any, array: str, row: str) -> Place:
         return Place(array, (row, *map(Along, range(variable.type.ndim))))

@@ -59,6 +59,8 @@ def _prepared(node: Any) -> dict[Any, Any]:
     loop = Loop.of(node.op, node.inputs, node.outputs)
     move_before(loop)
     late = take_late(loop)
+    # What is computed after the loop names variables of the step as they are now.
+    names = [(part, part.result) for part in loop.parts]
     try:
         keep_for_gradient(loop)
     except (NotImplementedError, NullTypeGradError, TypeError, ValueError):
@@ -66,6 +68,7 @@ def _prepared(node: Any) -> dict[Any, Any]:
     use_both_layouts(loop)
     replacements = loop.build(KeepingScan)
     known = loop.stacks()
+    known |= {variable: known[part.result] for part, variable in names}
     for trace in late:
         (replacements[trace.output],) = stacked([trace.result], known)
     return replacements

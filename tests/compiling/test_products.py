@@ -6,7 +6,8 @@ import pytensor.tensor as pt
 import pytest
 
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
-from downhill_rms.compiling.products import FEW, SMALL_PRODUCT, ThinDot
+from downhill_rms.compiling.products import ThinDot
+from downhill_rms.compiling.thin import FEW, SMALL_PRODUCT
 from tests.compiling.test_rewrites import operations
 
 # Two characters of five are out of range: their rows are 0 nowhere and everywhere.
@@ -87,3 +88,11 @@ def test_the_gradient_of_a_product_of_few_rows():
     *gradients, by_x, by_y = function(W.T, W)
     np.testing.assert_allclose(gradients[0], by_x)
     np.testing.assert_allclose(gradients[1], by_y)
+
+
+def test_what_is_turned_and_loses_an_axis_is_no_transpose():
+    x, y = pt.tensor("x", dtype="float64", shape=(None, None, 1)), pt.dmatrix("y")
+    with pytensor.config.change_flags(on_opt_error="raise"):
+        function = compiled([x, y], [x.dimshuffle(1, 0) @ y])
+    stack, matrix = W.reshape(5, 3, 1), W[:, :2].copy()
+    np.testing.assert_allclose(function(stack, matrix)[0], W.T @ matrix, rtol=1e-14)

@@ -311,6 +311,14 @@ def test_values_and_gradients_are_those_of_the_plain_graph(style, mode):
     assert_equal(style, mode, batch, units=3)
 
 
+def test_what_is_computed_after_the_loop_computes_nothing_of_the_loop_again():
+    """The state's product was there twice, once for all steps in Python."""
+    loss, _, _ = loss_of(output_in_the_loop)
+    (prepared,) = prepare_scans([loss])
+    products = [node.op for node in in_order([prepared]) if "Dot" in str(node.op)]
+    assert [type(op).__name__ for op in products] == ["Dot", "Dot"]
+
+
 @settings(
     max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

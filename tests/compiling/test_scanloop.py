@@ -1,0 +1,216 @@
+"""Scans that are written as one function, against NumPy."""
+
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
+import pytest
+from pytensor.scan.utils import until as stop_when
+
+from downhill_rms.compiling import scanloop
+from downhill_rms.compiling.modes import REWRITTEN, training_mode
+from downhill_rms.compiling.recurrent import prepare_scans
+from downhill_rms.compiling.thin import FEW, SMALL_PRODUCT
+from tests.compiling.test_recurrent import STYLES, loss_of, with_gradients
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Of each scan that is compiled, whether it is written here."""
+    answers = []
+    compiled = scanloop.compiled
+
+    def watched(*args, **kwargs):
+        try:
+            result = compiled(*args, **kwargs)
+        except NotImplementedError:
+            answers.append(False)
+            raise
+        answers.append(True)
+        return result
+
+    monkeypatch.setattr(scanloop, "compiled", watched)
+    return answers
+
+
+def scan(step, sequences, outputs_info, non_sequences=(), **options):
+    return pytensor.scan(
+        step,
+        sequences=sequences,
+        outputs_info=outputs_info,
+        non_sequences=list(non_sequences),
+        return_updates=False,
+        return_list=True,
+        strict=True,
+        **options,
+    )
+
+
+def compiled(inputs, outputs):
+    with pytensor.config.change_flags(on_opt_error="raise"):
+        return pytensor.function(
+            inputs, outputs, mode=training_mode(REWRITTEN), on_unused_input="ignore"
+        )
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape)
+
+
+class Everything:
+    """A step with taps, swapped states, masks, numbers, rows, parts of arrays, fixed results."""
+
+    n_steps = pt.lscalar("n_steps")
+    x, scale = pt.dtensor3("x"), pt.dvector("scale")
+    mask = pt.tensor("mask", shape=(None, None, 1), dtype="bool")
+    row, first = pt.lvector("row"), pt.dtensor3("first")
+    u, table = pt.dmatrix("u"), pt.dmatrix("table")
+    inputs = (n_steps, x, scale, mask, row, first, u, table)
+
+    def __init__(self):
+        self.a, self.b, self.fixed, self.number = scan(
+            self.step,
+            [self.x, self.scale, self.mask, self.row],
+            [self.first[0], {"initial": self.first, "taps": [-3, -1]}, None, None],
+            [self.u, self.table],
+            n_steps=self.n_steps,
+        )
+
+    @staticmethod
+    def step(x, scale, mask, row, a_tm1, b_tm3, b_tm1, u, table):
+        z = pt.dot(a_tm1 + b_tm3, u) + table[row]
+        kept = pt.where(mask, z[:, 2:] * scale, x[:, :-1])
+        part = pt.set_subtensor(pt.zeros_like(z)[:, 1:3], pt.exp(z[:, -2:]))
+        return b_tm1, pt.tanh(kept + part[:, :2]), u.T * 2, scale * 2
+
+    @staticmethod
+    def numpy(n_steps, x, scale, mask, row, first, u, table):
+        a, b = [first[0]], list(first)
+        for t in range(n_steps):
+            z = (a[-1] + b[-3]) @ u + table[row[t]]
+            kept = np.where(mask[t], z[:, 2:] * scale[t], x[t, :, :-1])
+            part = np.zeros_like(z)
+            part[:, 1:3] = np.exp(z[:, -2:])
+            a.append(b[-1])
+            b.append(np.tanh(kept + part[:, :2]))
+        return [np.array(a[1:]), np.array(b[3:]), [u.T * 2] * n_steps, scale[:n_steps] * 2]
+
+    @staticmethod
+    def arrays(n_steps):
+        row = np.array([0, 4, -1, -5, 2, 2, 1])
+        x, scale, mask = normal(7, 2, 3), normal(7), normal(7, 2, 1) > 0
+        return n_steps, x, scale, mask, row, normal(3, 2, 2), normal(2, 4), normal(5, 4)
+
+
+def test_everything_that_has_a_place(written):
+    scans = Everything()
+    function = compiled(scans.inputs, [scans.a, scans.b, scans.fixed, scans.number])
+    assert written == [True]
+    for n_steps in (7, 1, 0, 4):
+        arrays = scans.arrays(n_steps)
+        first = arrays[5].copy()
+        for got, wanted in zip(function(*arrays), scans.numpy(*arrays), strict=True):
+            assert len(got) == n_steps
+            if n_steps:
+                np.testing.assert_allclose(got, wanted, rtol=1e-12)
+        np.testing.assert_array_equal(arrays[5], first)
+    n_steps, x, scale, mask, row, first, u, table = scans.arrays(7)
+    with pytest.raises(IndexError, match="out of range"):
+        function(n_steps, x, scale, mask, row + 1, first, u, table)
+    with pytest.raises(ValueError, match="fewer rows"):
+        function(9, x, scale, mask, row, first, u, table)
+    with pytest.raises(ValueError, match="Incompatible shapes"):
+        function(n_steps, x[:, :, :2], scale, mask, row, first, u, table)
+
+
+def test_only_the_last_rows_are_kept_where_no_others_are_asked_for(written):
+    scans = Everything()
+    function = compiled(scans.inputs, [scans.a[-1], scans.b[-2:], scans.fixed[-1], scans.number])
+    assert written == [True]
+    for n_steps in (7, 3, 2):
+        arrays = scans.arrays(n_steps)
+        a, b, fixed, number = scans.numpy(*arrays)
+        for got, wanted in zip(function(*arrays), [a[-1], b[-2:], fixed[-1], number], strict=True):
+            np.testing.assert_allclose(got, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_network_so_large_that_products_are_turned(written, dtype):
+    """Forward and backward, against derivatives by differences."""
+    units, rows, length = 400, 7, 3
+    assert rows * units**2 > SMALL_PRODUCT
+    assert FEW * rows <= units
+    x, u = pt.tensor3("x", dtype=dtype), pt.matrix("u", dtype=dtype)
+    (states,) = scan(lambda x, h, u: pt.tanh(x + h @ u), [x], [pt.zeros_like(x[0])], [u])
+    (loss,) = prepare_scans([(states**2).sum()])
+    function = compiled([x, u], [loss, pt.grad(loss, u)])
+    assert written == [True, True]
+    arrays = normal(length, rows, units), normal(units, units) / 10
+    value, gradient = function(*(array.astype(dtype) for array in arrays))
+
+    def loss_of_numpy(u):
+        h, total = np.zeros((rows, units)), 0
+        for x_t in arrays[0]:
+            h = np.tanh(x_t + h @ u)
+            total += (h**2).sum()
+        return total
+
+    direction, step = normal(units, units), 1e-6
+    slope = (
+        loss_of_numpy(arrays[1] + step * direction) - loss_of_numpy(arrays[1] - step * direction)
+    ) / (2 * step)
+    rtol = 1e-4 if dtype == "float32" else 1e-6
+    np.testing.assert_allclose(value, loss_of_numpy(arrays[1]), rtol=rtol)
+    np.testing.assert_allclose((gradient * direction).sum(), slope, rtol=rtol)
+
+
+def ends_early(x, u):
+    def step(x, h, u):
+        h = pt.tanh(x + h @ u)
+        return h, stop_when(h.sum() > 100)
+
+    return scan(step, [x], [pt.zeros_like(x[0])], [u])[0]
+
+
+def looks_at_all(x, u):
+    def step(h, x, u):
+        return pt.tanh((x * h).sum(axis=0) + h @ u)
+
+    return scan(step, [], [pt.zeros_like(x[0])], [x, u], n_steps=x.shape[0])[0]
+
+
+def draws(x, u):
+    rng = pytensor.shared(np.random.default_rng(3))
+
+    def step(x, h, u, rng):
+        _, kept = pt.random.bernoulli(0.5, size=h.shape, rng=rng, return_next_rng=True)
+        return pt.tanh(x + h @ u) * kept
+
+    return scan(step, [x], [pt.zeros_like(x[0])], [u, rng])[0]
+
+
+@pytest.mark.parametrize("network", [ends_early, looks_at_all, draws])
+def test_what_has_no_place_is_left_to_pytensor(written, network):
+    x, u = pt.dtensor3("x"), pt.dmatrix("u")
+    states = network(x, u)
+    function = compiled([x, u], [states])
+    assert written == [False]
+    plain = pytensor.function([x, u], [states], mode="FAST_COMPILE")
+    arrays = normal(4, 2, 3), normal(3, 3)
+    np.testing.assert_allclose(function(*arrays)[0], plain(*arrays)[0], rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("style", STYLES, ids=lambda style: style.__name__)
+def test_values_and_gradients_are_those_of_the_plain_graph(style):
+    batch = np.random.default_rng(1).standard_normal((5, 2, 4))
+    loss, params, x = loss_of(style)
+    (prepared,) = prepare_scans([loss])
+    function = compiled([x], with_gradients(prepared, params, x))
+    plain = pytensor.function(
+        [x], with_gradients(loss, params, x), mode="FAST_COMPILE", on_unused_input="ignore"
+    )
+    for got, wanted in zip(function(batch), plain(batch), strict=True):
+        scale = max(1, abs(wanted).max())
+        np.testing.assert_allclose(got / scale, wanted / scale, rtol=0, atol=1e-12)
