@@ -27,7 +27,7 @@ from typing import Any
 
 from pytensor.compile.aliasing import Supervisor
 from pytensor.compile.mode import NUMBA, Mode, get_mode, optdb, predefined_optimizers
-from pytensor.compile.ops import DeepCopyOp
+from pytensor.compile.ops import DeepCopyOp, ViewOp
 from pytensor.gradient import disconnected_type
 from pytensor.graph.destroyhandler import DestroyHandler
 from pytensor.graph.features import AlreadyThere, ReplaceValidate
@@ -60,6 +60,7 @@ from pytensor.scalar.basic import (
     Mul,
     Neg,
     Reciprocal,
+    ScalarOp,
     Second,
     Sign,
     Sqr,
@@ -121,6 +122,7 @@ __all__ = [
     "ReplaceValidate",
     "Reshape",
     "ScalarFromTensor",
+    "ScalarOp",
     "Scan",
     "ScanInfo",
     "Second",
@@ -143,6 +145,7 @@ __all__ = [
     "TrueDiv",
     "UnaryBitOp",
     "VMLinker",
+    "ViewOp",
     "WalkingGraphRewriter",
     "disconnected_type",
     "expand_empty",

@@ -33,10 +33,12 @@ from downhill_rms.compiling.internals import (
     Elemwise,
     IncSubtensor,
     ScalarFromTensor,
+    ScalarOp,
     Shape_i,
     SpecifyShape,
     Subtensor,
     TensorFromScalar,
+    ViewOp,
     indices_from_subtensor,
     numba_dispatch,
     rewritten_step,
@@ -44,7 +46,7 @@ from downhill_rms.compiling.internals import (
 from downhill_rms.compiling.products import PlainDot, ThinDot
 from downhill_rms.compiling.selfcheck import source_key
 
-SAME = (Contiguous, DeepCopyOp, ScalarFromTensor, SpecifyShape, TensorFromScalar)
+SAME = (Contiguous, DeepCopyOp, ScalarFromTensor, SpecifyShape, TensorFromScalar, ViewOp)
 PRODUCTS = (PlainDot, ThinDot)
 
 
@@ -58,7 +60,7 @@ def compiled(op: Any, node: Any, **options: Any) -> tuple[Any, str | None]:
     """
     info = op.info
     if info.as_while or info.mit_mot_in_slices:
-        raise NotImplementedError("not a plain loop over states and traces")
+        raise NotImplementedError("no plain loop over states and traces")
     kinds = (variable.type for variable in (*op.inner_inputs, *op.inner_outputs))
     if not all(isinstance(kind, DenseTensorType) for kind in kinds):
         raise NotImplementedError("what is no array")
@@ -355,18 +357,18 @@ class Writer:
         if isinstance(op, Elemwise):
             dims = self._broadcast(node)
             self.dims.update((variable, dims) for variable in node.outputs)
+        elif isinstance(op, ScalarOp):
+            self.dims[result] = ()  # it may be a condition on lengths, and needs no place then
         elif isinstance(op, PRODUCTS):
             x, y = (self.dims[variable] for variable in node.inputs[:2])
             turned = op.transposed if isinstance(op, PlainDot) else (False, False)
             self.dims[result] = (x[turned[0]], y[not turned[1]])
             self._require_equal(x[not turned[0]], y[turned[1]])
-        elif isinstance(op, SAME):
-            self.dims[result] = self.dims[node.inputs[0]]
-        elif isinstance(op, Assert):
-            for condition in node.inputs[1:]:
+        elif isinstance(op, (Assert, *SAME)):
+            for condition in node.inputs[1:] if isinstance(op, Assert) else ():
                 self._require_equal(*self._equal_lengths(condition))
             self.dims[result] = self.dims[node.inputs[0]]
-            if node.inputs[0] in self.places:
+            if node.inputs[0] in self.places:  # as lengths are
                 self.places[result] = self.places[node.inputs[0]]
         elif isinstance(op, DimShuffle):
             dims = self.dims[node.inputs[0]]
@@ -401,7 +403,7 @@ class Writer:
             node = node.inputs[0].owner
         places = [self.places.get(v) for v in node.inputs] if node else []
         texts = [place.array for place in places if place and place.index is None]
-        equal = node and isinstance(node.op, Elemwise) and isinstance(node.op.scalar_op, EQ)
+        equal = node and isinstance(getattr(node.op, "scalar_op", node.op), EQ)
         if not equal or len(texts) != 2:
             raise NotImplementedError("a condition that values decide")
         return texts
@@ -535,6 +537,8 @@ class Writer:
             self._loop("{0} = {1}", [self._place(node.outputs[0])], inputs[:1], node.outputs[0])
         elif isinstance(op, IncSubtensor):
             self._set_part(node)
+        else:
+            raise NotImplementedError(f"{op} inside a scan")
 
     def _copy(self, variable: Any, place: Place) -> None:
         self._loop("{0} = {1}", [place], [variable], variable)

@@ -267,9 +267,20 @@ GROWTH = {
 }
 
 
+def recurrent(name):
+    """A recurrent network by its name: the cell, and units, batch and length, "LSTM 128-32-64"."""
+    cell, _, sizes = name.partition(" ")
+    units, batch, length = map(int, sizes.split("-"))
+    # So many updates that a block takes about as long for all of them.
+    updates = max(2, int(8e9 / (units**2 * batch * length * 4 + 4e6)))
+    return LanguageModel(min(updates, 200), WARM, cell, units, length=length, batch=batch)
+
+
 def rung_of(name):
     """What a name stands for."""
     what, _, size = name.partition(" ")
+    if "-" in size:
+        return recurrent(name)
     if size:
         return GROWTH[what][int(size)]
     return FRESH[name].network if name in FRESH else RUNGS[name]
