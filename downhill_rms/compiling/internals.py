@@ -31,6 +31,7 @@ from pytensor.graph.rewriting.basic import (
     node_rewriter,
 )
 from pytensor.link.vm import VMLinker
+from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import (
     EQ,
     Abs,
@@ -48,6 +49,8 @@ from pytensor.scalar.basic import (
     Mul,
     Neg,
     Reciprocal,
+    ScalarOp,
+    ScalarType,
     Second,
     Sign,
     Sqr,
@@ -60,7 +63,7 @@ from pytensor.scalar.basic import (
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.scan.op import Scan, ScanInfo
 from pytensor.scan.utils import expand_empty
-from pytensor.tensor.basic import Alloc
+from pytensor.tensor.basic import Alloc, ARange, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
@@ -71,6 +74,7 @@ from pytensor.tensor.subtensor import IncSubtensor, Subtensor
 __all__ = [
     "EQ",
     "POSITION",
+    "ARange",
     "Abs",
     "Add",
     "Alloc",
@@ -78,6 +82,7 @@ __all__ = [
     "Blockwise",
     "CAReduce",
     "Cast",
+    "CheckAndRaise",
     "Clip",
     "Composite",
     "DimShuffle",
@@ -97,6 +102,9 @@ __all__ = [
     "Neg",
     "Reciprocal",
     "Reshape",
+    "ScalarFromTensor",
+    "ScalarOp",
+    "ScalarType",
     "Scan",
     "ScanInfo",
     "Second",
@@ -114,12 +122,14 @@ __all__ = [
     "Sum",
     "Switch",
     "Tanh",
+    "TensorFromScalar",
     "TrueDiv",
     "UnaryBitOp",
     "VMLinker",
     "WalkingGraphRewriter",
     "disconnected_type",
     "expand_empty",
+    "jax_dispatch",
     "node_rewriter",
     "numba_dispatch",
     "optdb",
@@ -149,6 +159,13 @@ def numba_dispatch() -> SimpleNamespace:
         register=register_funcify_and_cache_key,
         register_by_properties=register_funcify_default_op_cache_key,
     )
+
+
+def jax_dispatch() -> Any:
+    """What tells PyTensor how JAX computes an operation."""
+    from pytensor.link.jax.dispatch.basic import jax_funcify
+
+    return jax_funcify
 
 
 def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
