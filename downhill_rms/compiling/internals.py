@@ -63,13 +63,21 @@ from pytensor.scalar.basic import (
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.scan.op import Scan, ScanInfo
 from pytensor.scan.utils import expand_empty
-from pytensor.tensor.basic import Alloc, ARange, ScalarFromTensor, TensorFromScalar
+from pytensor.tensor.basic import (
+    Alloc,
+    ARange,
+    Join,
+    MakeVector,
+    ScalarFromTensor,
+    Split,
+    TensorFromScalar,
+)
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
-from pytensor.tensor.subtensor import IncSubtensor, Subtensor
+from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
 
 __all__ = [
     "EQ",
@@ -91,9 +99,11 @@ __all__ = [
     "Exp",
     "Identity",
     "IncSubtensor",
+    "Join",
     "Log1p",
     "LogSoftmax",
     "LogicalComparison",
+    "MakeVector",
     "Maximum",
     "MergeOptimizer",
     "Minimum",
@@ -116,6 +126,7 @@ __all__ = [
     "Softmax",
     "Softplus",
     "SpecifyShape",
+    "Split",
     "Sqr",
     "Sub",
     "Subtensor",
@@ -129,6 +140,7 @@ __all__ = [
     "WalkingGraphRewriter",
     "disconnected_type",
     "expand_empty",
+    "indices_from_subtensor",
     "jax_dispatch",
     "node_rewriter",
     "numba_dispatch",

@@ -5,8 +5,7 @@ comes out in the float64 that it is accumulated in, and a float32 array times an
 is float64 for NumPy and PyTensor, is float32 for JAX; and zeros in float32 are float64. Parameters
 then change their dtype, or a scan stops at an error.
 
-JAX must know every shape while it compiles. It knows the shapes of what it is given, but nothing
-that its own functions compute of them; so NumPy computes what is made of shapes alone.
+Lengths are a matter of their own (`lengths`).
 """
 
 from __future__ import annotations
@@ -16,95 +15,27 @@ from typing import Any
 
 import numpy as np
 import pytensor.tensor as pt
-from pytensor.graph.basic import Apply, Constant
-from pytensor.graph.op import Op
+from pytensor.graph.basic import Constant
 
 from downhill_rms.compiling.internals import (
-    ARange,
     CAReduce,
-    CheckAndRaise,
     Dot,
     Elemwise,
-    ScalarFromTensor,
-    ScalarOp,
-    ScalarType,
-    Shape,
-    Shape_i,
-    Subtensor,
-    TensorFromScalar,
+    SequentialGraphRewriter,
     WalkingGraphRewriter,
     jax_dispatch,
     node_rewriter,
     with_rewriters,
 )
-
-# Of what arithmetic with lengths is made.
-ARITHMETIC = (CAReduce, CheckAndRaise, Elemwise, ScalarFromTensor, ScalarOp, Subtensor)
-ARITHMETIC += (TensorFromScalar,)
+from downhill_rms.compiling.lengths import OfShapes, compute_lengths, slice_split, with_numpy
 
 
 @cache
 def jax_mode(base: Any) -> Any:
     """A JAX mode with these rewrites, inside scans too."""
-    jax_dispatch().register(OfShapes)(_with_numpy)
-    rewriters = (compute_lengths, cast_reduction, cast_factors, keep_constant)
-    return with_rewriters(base, *map(WalkingGraphRewriter, rewriters))
-
-
-class OfShapes(Op):  # type: ignore[misc]
-    """An operation on shapes and constants, which NumPy computes while JAX compiles.
-
-    Parameters
-    ----------
-    op : Op
-        The operation.
-    """
-
-    __props__ = ("op",)
-
-    def __init__(self, op: Any) -> None:
-        self.op = op
-
-    def make_node(self, *inputs: Any) -> Apply:
-        """What the operation makes of the inputs."""
-        node = self.op.make_node(*inputs)
-        return Apply(self, node.inputs, [out.type() for out in node.outputs])
-
-    def perform(self, node: Any, inputs: Any, output_storage: Any) -> None:
-        """Compute it as PyTensor's Python code does."""
-        inner = self.op.make_node(*node.inputs)
-        self.op.prepare_node(inner, None, None, "py")
-        self.op.perform(inner, inputs, output_storage)
-
-
-def _with_numpy(op: Any, node: Any, **kwargs: Any) -> Any:
-    """The function of an `OfShapes`, for JAX to call while it compiles."""
-
-    def compute(*values: Any) -> Any:
-        inputs = [
-            np.asarray(value, dtype=v.type.dtype)[() if isinstance(v.type, ScalarType) else ...]
-            for value, v in zip(values, node.inputs, strict=True)
-        ]
-        (storage,) = storages = [[None] for _ in node.outputs]
-        op.perform(node, inputs, storages)
-        return storage[0]
-
-    return compute
-
-
-@node_rewriter(None)  # type: ignore[untyped-decorator]
-def compute_lengths(fgraph: Any, node: Any) -> list[Any] | None:
-    """Have NumPy compute the numbers that are made of shapes alone, and ranges of them."""
-    numbers = isinstance(node.op, ARITHMETIC) and all(v.type.ndim == 0 for v in node.outputs)
-    if not (numbers or isinstance(node.op, ARange)) or len(node.outputs) != 1:
-        return None
-    if not all(isinstance(v, Constant) or _of_shapes(v) for v in node.inputs):
-        return None
-    return [OfShapes(node.op)(*node.inputs)]
-
-
-def _of_shapes(variable: Any) -> bool:
-    return variable.owner is not None and isinstance(variable.owner.op, Shape | Shape_i | OfShapes)
+    jax_dispatch().register(OfShapes)(with_numpy)
+    rewriters = (slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant)
+    return with_rewriters(base, SequentialGraphRewriter(*map(WalkingGraphRewriter, rewriters)))
 
 
 @node_rewriter([CAReduce])  # type: ignore[untyped-decorator]

@@ -16,7 +16,8 @@ from downhill_rms import Trainer
 from downhill_rms.compiling import internals, jaxmode, modes, products, rewrites, selfcheck
 from downhill_rms.compiling.modes import MAKERS, REWRITTEN, own_mode, training_mode, works
 
-OURS = ("internals", "copies", "products", "softmax", "rewrites", "jaxmode", "pythonmode")
+OURS = ("internals", "copies", "products", "softmax", "rewrites", "lengths", "jaxmode")
+OURS += ("pythonmode",)
 
 
 def imported_names():
