@@ -41,6 +41,7 @@ from pytensor.graph.rewriting.basic import (
 from pytensor.graph.utils import InconsistencyError
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.vm import VMLinker
+from pytensor.raise_op import CheckAndRaise
 from pytensor.scalar.basic import (
     EQ,
     Abs,
@@ -58,6 +59,8 @@ from pytensor.scalar.basic import (
     Mul,
     Neg,
     Reciprocal,
+    ScalarOp,
+    ScalarType,
     Second,
     Sign,
     Sqr,
@@ -70,19 +73,28 @@ from pytensor.scalar.basic import (
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.scan.op import Scan, ScanInfo
 from pytensor.scan.utils import expand_empty
-from pytensor.tensor.basic import Alloc
+from pytensor.tensor.basic import (
+    Alloc,
+    ARange,
+    Join,
+    MakeVector,
+    ScalarFromTensor,
+    Split,
+    TensorFromScalar,
+)
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
-from pytensor.tensor.subtensor import IncSubtensor, Subtensor
+from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
 
 __all__ = [
     "BEFORE_IN_PLACE",
     "EQ",
     "FIRST",
     "POSITION",
+    "ARange",
     "Abs",
     "AbstractFunctionGraph",
     "Add",
@@ -92,6 +104,7 @@ __all__ = [
     "Blockwise",
     "CAReduce",
     "Cast",
+    "CheckAndRaise",
     "Clip",
     "Composite",
     "DestroyHandler",
@@ -103,9 +116,11 @@ __all__ = [
     "Identity",
     "IncSubtensor",
     "InconsistencyError",
+    "Join",
     "Log1p",
     "LogSoftmax",
     "LogicalComparison",
+    "MakeVector",
     "Maximum",
     "MergeOptimizer",
     "Minimum",
@@ -116,6 +131,9 @@ __all__ = [
     "Reciprocal",
     "ReplaceValidate",
     "Reshape",
+    "ScalarFromTensor",
+    "ScalarOp",
+    "ScalarType",
     "Scan",
     "ScanInfo",
     "Second",
@@ -127,6 +145,7 @@ __all__ = [
     "Softmax",
     "Softplus",
     "SpecifyShape",
+    "Split",
     "Sqr",
     "Sub",
     "Subtensor",
@@ -134,12 +153,15 @@ __all__ = [
     "Supervisor",
     "Switch",
     "Tanh",
+    "TensorFromScalar",
     "TrueDiv",
     "UnaryBitOp",
     "VMLinker",
     "WalkingGraphRewriter",
     "disconnected_type",
     "expand_empty",
+    "indices_from_subtensor",
+    "jax_dispatch",
     "node_rewriter",
     "numba_dispatch",
     "numba_internals",
@@ -189,6 +211,13 @@ def numba_internals() -> SimpleNamespace:
     return SimpleNamespace(
         Compiler=Compiler, JITCodeLibrary=JITCodeLibrary, RuntimeLinker=RuntimeLinker
     )
+
+
+def jax_dispatch() -> Any:
+    """What tells PyTensor how JAX computes an operation."""
+    from pytensor.link.jax.dispatch.basic import jax_funcify
+
+    return jax_funcify
 
 
 def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:

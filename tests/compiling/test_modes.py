@@ -20,7 +20,7 @@ from tests.versions import NEWEST, VERSIONS
 
 OURS = (
     *("internals", "nativecode", "linker", "sums", "inplace", "copies", "products", "softmax"),
-    *("rewrites", "jaxmode", "pythonmode"),
+    *("rewrites", "lengths", "jaxmode", "pythonmode"),
 )
 
 

@@ -139,9 +139,7 @@ def build(m, steps, loss, given):
 
 def run(mode, steps, loss, arrays):
     """Outputs and new values, by name, and what dtype the graph says of each."""
-    # JAX can take the gradient of a scan only where the number of steps is known beforehand.
-    shape = SHAPES["x"] if type(mode.linker).__name__ == "JAXLinker" else (None, None)
-    x, rows = pt.tensor("x", shape=shape, dtype=arrays["x"].dtype), pt.lvector("rows")
+    x, rows = pt.matrix("x", dtype=arrays["x"].dtype), pt.lvector("rows")
     params = {n: pytensor.shared(a, name=n) for n, a in arrays.items() if n != "x"}
     _, mask = pt.random.shared_rng(seed=1).bernoulli(0.5, size=(4, 3))
     mask = mask.astype(x.dtype)
