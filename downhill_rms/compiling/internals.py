@@ -14,6 +14,8 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring; the graph
   of its step can be changed once it is unfrozen, since 3.3. ``pullback`` is its gradient.
 - ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
+- Numba's function of an elementwise operation returns the array that it overwrites; since 3.3 such
+  an operation may be an ``Elemwise`` inside a ``FusedElemwise`` or ``ScalarizedElemwise``.
 """
 
 from __future__ import annotations
@@ -56,6 +58,8 @@ from pytensor.scalar.basic import (
     Mul,
     Neg,
     Reciprocal,
+    ScalarOp,
+    ScalarType,
     Second,
     Sign,
     Sqr,
@@ -68,13 +72,15 @@ from pytensor.scalar.basic import (
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.scan.op import Scan, ScanInfo
 from pytensor.scan.utils import expand_empty
-from pytensor.tensor.basic import Alloc
+from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
+from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import IncSubtensor, Subtensor
+from pytensor.tensor.type import DenseTensorType
 
 __all__ = [
     "BEFORE_IN_PLACE",
@@ -92,6 +98,7 @@ __all__ = [
     "Cast",
     "Clip",
     "Composite",
+    "DenseTensorType",
     "DestroyHandler",
     "DimShuffle",
     "Dot",
@@ -111,9 +118,13 @@ __all__ = [
     "Mul",
     "Neg",
     "NumbaLinker",
+    "RandomType",
     "Reciprocal",
     "ReplaceValidate",
     "Reshape",
+    "ScalarFromTensor",
+    "ScalarOp",
+    "ScalarType",
     "Scan",
     "ScanInfo",
     "Second",
@@ -132,6 +143,7 @@ __all__ = [
     "Supervisor",
     "Switch",
     "Tanh",
+    "TensorFromScalar",
     "TrueDiv",
     "UnaryBitOp",
     "VMLinker",
@@ -142,6 +154,7 @@ __all__ = [
     "numba_dispatch",
     "numba_internals",
     "optdb",
+    "overwritten_input",
     "predefined_optimizers",
     "rewriter_of_scans",
     "with_linker",
@@ -149,6 +162,8 @@ __all__ = [
 ]
 
 FIRST, POSITION, BEFORE_IN_PLACE = -1.0, 47.5, 50.45
+
+ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise"}
 
 
 @cache
@@ -209,6 +224,15 @@ def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
         return list(op(*node.inputs, return_list=True))
 
     return WalkingGraphRewriter(rewrite)
+
+
+def overwritten_input(variable: Any) -> Any:
+    """The variable whose array an elementwise operation has put this one into, if it has."""
+    node = variable.owner
+    if node is None or type(node.op).__name__ not in ELEMENTWISE:
+        return None
+    index = node.op.destroy_map.get(node.outputs.index(variable))
+    return node.inputs[index[0]] if index else None
 
 
 def with_rewriters(base: Any, *rewriters: Any) -> Any:
