@@ -16,6 +16,8 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
   ``pullback`` is its gradient.
 - ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
+- Numba's function of an elementwise operation returns the array that it overwrites; since 3.3 such
+  an operation may be an ``Elemwise`` inside a ``FusedElemwise`` or ``ScalarizedElemwise``.
 """
 
 from __future__ import annotations
@@ -85,9 +87,11 @@ from pytensor.tensor.basic import (
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
+from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
+from pytensor.tensor.type import DenseTensorType
 
 __all__ = [
     "BEFORE_IN_PLACE",
@@ -107,6 +111,7 @@ __all__ = [
     "CheckAndRaise",
     "Clip",
     "Composite",
+    "DenseTensorType",
     "DestroyHandler",
     "DimShuffle",
     "Dot",
@@ -128,6 +133,7 @@ __all__ = [
     "Mul",
     "Neg",
     "NumbaLinker",
+    "RandomType",
     "Reciprocal",
     "ReplaceValidate",
     "Reshape",
@@ -166,6 +172,7 @@ __all__ = [
     "numba_dispatch",
     "numba_internals",
     "optdb",
+    "overwritten_input",
     "predefined_optimizers",
     "rewriter_of_scans",
     "with_linker",
@@ -174,6 +181,8 @@ __all__ = [
 
 FIRST, POSITION, BEFORE_IN_PLACE = -1.0, 47.5, 50.45
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
+
+ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise"}
 
 
 @cache
@@ -246,6 +255,15 @@ def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
         return list(op(*node.inputs, return_list=True))
 
     return WalkingGraphRewriter(rewrite)
+
+
+def overwritten_input(variable: Any) -> Any:
+    """The variable whose array an elementwise operation has put this one into, if it has."""
+    node = variable.owner
+    if node is None or type(node.op).__name__ not in ELEMENTWISE:
+        return None
+    index = node.op.destroy_map.get(node.outputs.index(variable))
+    return node.inputs[index[0]] if index else None
 
 
 def with_rewriters(base: Any, *rewriters: Any) -> Any:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pytensor.compile.mode import get_mode
 from scipy.special import expit
 
+from downhill_rms.compiling import pieces
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 
 FLOATS = ["float32", "float64"]
@@ -192,10 +193,14 @@ def check(mode, steps, loss, arrays):
 @pytest.mark.filterwarnings(
     "ignore:Skipping:UserWarning", "ignore:The RandomType SharedVariables:UserWarning"
 )
-@pytest.mark.parametrize("mode", [REWRITTEN, "FAST_COMPILE", "JAX"])
-def test_random_graphs(mode, request):
+@pytest.mark.parametrize("mode", [REWRITTEN, "in pieces", "FAST_COMPILE", "JAX"])
+def test_random_graphs(mode, request, monkeypatch):
     if mode == "JAX":
         pytest.importorskip("jax")
+    if mode == "in pieces":
+        mode = REWRITTEN
+        monkeypatch.setattr(pieces, "SMALL", 0)
+        monkeypatch.setattr(pieces, "NODES", 3)
 
     number = request.config.getoption("--random-graphs")
 
