@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from downhill_rms.command.cli import main
+
 ROOT = Path(__file__).parent.parent
 PEERS = ("import torch", "import keras")
 
@@ -56,7 +58,8 @@ def test_a_trained_model_is_used_by_a_second_process(tmp_path):
 def test_the_page_of_commands_shows_what_they_print(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     transcripts = importlib.import_module("transcripts")
-    text = transcripts.PAGE.read_text(encoding="utf-8")
-    for command in transcripts.COMMANDS:
-        on_page = transcripts.shown(command, text).partition(transcripts.MACHINE)[0]
-        assert on_page == transcripts.printed(command).partition(transcripts.MACHINE)[0]
+    page = transcripts.on_page(transcripts.PAGE.read_text(encoding="utf-8"))
+    assert {command.split()[0] for command in page} == set(main.commands)
+    for (command, shown), lines in zip(page.items(), transcripts.printed(list(page)), strict=True):
+        printed = transcripts.as_shown(lines, shown)
+        assert transcripts.still(command, shown) == transcripts.still(command, printed)

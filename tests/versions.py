@@ -33,7 +33,7 @@ VERSIONS = {
 BACKEND_TESTS = [
     *("tests/compiling/test_rewrites.py", "tests/compiling/test_modes.py"),
     *("tests/compiling/test_backends.py", "tests/compiling/test_random_graphs.py"),
-    "tests/compiling/test_uncompiled.py",
+    *("tests/compiling/test_lengths.py", "tests/compiling/test_uncompiled.py"),
 ]
 NEEDED = ("hypothesis", "jax", "pytest", "pytest-xdist")
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytensor
 from pytensor.compile.mode import Mode, get_mode, predefined_modes
 
+from downhill_rms.compiling.machine import linkers
 from downhill_rms.compiling.memory import keep_freed_memory
 from downhill_rms.compiling.modes import TIERED, training_mode
 from downhill_rms.rule import Update, shown
@@ -80,7 +81,12 @@ class CompiledFunction:
         log.info("%s", text)
         self.say(text)
         started = time.perf_counter()
-        result = self._build_and_call(batch)
+        try:
+            result = self._build_and_call(batch)
+        except Exception as error:
+            if "JAXLinker" in linkers(self.mode):
+                self._explain_lengths(error)
+            raise
         log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)
         return result
 
@@ -95,6 +101,18 @@ class CompiledFunction:
         result: list[Any] = function(*batch)
         self.function = function
         return result
+
+    def _explain_lengths(self, error: Exception) -> None:
+        """Raise what JAX says of lengths in the user's words."""
+        from downhill_rms.compiling.lengths import unknown_length  # it stands on internals
+
+        if fact := unknown_length([*self.outputs, *(new for _, new in self.updates)]):
+            raise ValueError(
+                f"JAX cannot compile the {self.name}: {fact}. Lengths that JAX knows beforehand "
+                "are made of constants and shapes. Keep the length and give what is left out no "
+                "weight, as in pt.where(mask, errors, 0).sum() / mask.sum(), or choose another "
+                "mode, as Trainer(..., mode='NUMBA')."
+            ) from error
 
     def build(self) -> Any:
         """The PyTensor function, compiled as far as PyTensor does it before the first call."""

@@ -16,6 +16,8 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
   ``pullback`` is its gradient.
 - ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
+- Numba's function of an elementwise operation returns the array that it overwrites; since 3.3 such
+  an operation may be an ``Elemwise`` inside a ``FusedElemwise`` or ``ScalarizedElemwise``.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from pytensor.graph.rewriting.basic import (
 from pytensor.graph.utils import InconsistencyError
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.vm import VMLinker
-from pytensor.raise_op import Assert
+from pytensor.raise_op import Assert, CheckAndRaise
 from pytensor.scalar.basic import (
     EQ,
     Abs,
@@ -61,6 +63,7 @@ from pytensor.scalar.basic import (
     Neg,
     Reciprocal,
     ScalarOp,
+    ScalarType,
     Second,
     Sign,
     Sqr,
@@ -73,19 +76,30 @@ from pytensor.scalar.basic import (
 from pytensor.scalar.math import Sigmoid, Softplus
 from pytensor.scan.op import Scan, ScanInfo
 from pytensor.scan.utils import expand_empty
-from pytensor.tensor.basic import Alloc, ScalarFromTensor, TensorFromScalar
+from pytensor.tensor.basic import (
+    Alloc,
+    ARange,
+    Join,
+    MakeVector,
+    ScalarFromTensor,
+    Split,
+    TensorFromScalar,
+)
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
+from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
+from pytensor.tensor.type import DenseTensorType
 
 __all__ = [
     "BEFORE_IN_PLACE",
     "EQ",
     "FIRST",
     "POSITION",
+    "ARange",
     "Abs",
     "AbstractFunctionGraph",
     "Add",
@@ -96,9 +110,11 @@ __all__ = [
     "Blockwise",
     "CAReduce",
     "Cast",
+    "CheckAndRaise",
     "Clip",
     "Composite",
     "DeepCopyOp",
+    "DenseTensorType",
     "DestroyHandler",
     "DimShuffle",
     "Dot",
@@ -108,9 +124,11 @@ __all__ = [
     "Identity",
     "IncSubtensor",
     "InconsistencyError",
+    "Join",
     "Log1p",
     "LogSoftmax",
     "LogicalComparison",
+    "MakeVector",
     "Maximum",
     "MergeOptimizer",
     "Minimum",
@@ -118,11 +136,13 @@ __all__ = [
     "Mul",
     "Neg",
     "NumbaLinker",
+    "RandomType",
     "Reciprocal",
     "ReplaceValidate",
     "Reshape",
     "ScalarFromTensor",
     "ScalarOp",
+    "ScalarType",
     "Scan",
     "ScanInfo",
     "Second",
@@ -134,6 +154,7 @@ __all__ = [
     "Softmax",
     "Softplus",
     "SpecifyShape",
+    "Split",
     "Sqr",
     "Sub",
     "Subtensor",
@@ -150,10 +171,12 @@ __all__ = [
     "disconnected_type",
     "expand_empty",
     "indices_from_subtensor",
+    "jax_dispatch",
     "node_rewriter",
     "numba_dispatch",
     "numba_internals",
     "optdb",
+    "overwritten_input",
     "predefined_optimizers",
     "rewriter_of_scans",
     "rewritten_step",
@@ -163,6 +186,8 @@ __all__ = [
 
 FIRST, POSITION, BEFORE_IN_PLACE = -1.0, 47.5, 50.45
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
+
+ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise"}
 
 
 @cache
@@ -212,6 +237,13 @@ def numba_internals() -> SimpleNamespace:
     )
 
 
+def jax_dispatch() -> Any:
+    """What tells PyTensor how JAX computes an operation."""
+    from pytensor.link.jax.dispatch.basic import jax_funcify
+
+    return jax_funcify
+
+
 def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
     """A rewriter that has the graphs inside scans rewritten by another mode.
 
@@ -238,6 +270,15 @@ def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
         return list(op(*node.inputs, return_list=True))
 
     return WalkingGraphRewriter(rewrite)
+
+
+def overwritten_input(variable: Any) -> Any:
+    """The variable whose array an elementwise operation has put this one into, if it has."""
+    node = variable.owner
+    if node is None or type(node.op).__name__ not in ELEMENTWISE:
+        return None
+    index = node.op.destroy_map.get(node.outputs.index(variable))
+    return node.inputs[index[0]] if index else None
 
 
 def with_rewriters(base: Any, *rewriters: Any) -> Any:

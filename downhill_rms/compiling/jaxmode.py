@@ -4,6 +4,8 @@ PyTensor's JAX code computes some operations in another dtype than the graph pro
 comes out in the float64 that it is accumulated in, and a float32 array times an integer one, which
 is float64 for NumPy and PyTensor, is float32 for JAX; and zeros in float32 are float64. Parameters
 then change their dtype, or a scan stops at an error.
+
+Lengths are a matter of their own (`lengths`).
 """
 
 from __future__ import annotations
@@ -19,17 +21,21 @@ from downhill_rms.compiling.internals import (
     CAReduce,
     Dot,
     Elemwise,
+    SequentialGraphRewriter,
     WalkingGraphRewriter,
+    jax_dispatch,
     node_rewriter,
     with_rewriters,
 )
+from downhill_rms.compiling.lengths import OfShapes, compute_lengths, slice_split, with_numpy
 
 
 @cache
 def jax_mode(base: Any) -> Any:
     """A JAX mode with these rewrites, inside scans too."""
-    rewriters = (cast_reduction, cast_factors, keep_constant)
-    return with_rewriters(base, *map(WalkingGraphRewriter, rewriters))
+    jax_dispatch().register(OfShapes)(with_numpy)
+    rewriters = (slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant)
+    return with_rewriters(base, SequentialGraphRewriter(*map(WalkingGraphRewriter, rewriters)))
 
 
 @node_rewriter([CAReduce])  # type: ignore[untyped-decorator]
@@ -65,7 +71,7 @@ def keep_constant(fgraph: Any, node: Any) -> list[Any] | None:
     PyTensor hands a constant without dimensions to JAX as a Python number, which has the dtype of
     whatever it meets, and float64 where it meets nothing.
     """
-    if not any(map(_is_number, node.inputs)):
+    if isinstance(node.op, OfShapes) or not any(map(_is_number, node.inputs)):
         return None
     meets = {v.type.dtype for v in node.inputs if not _is_number(v) and hasattr(v.type, "dtype")}
     if isinstance(node.op, Elemwise) and meets & {v.type.dtype for v in node.outputs}:

@@ -46,7 +46,7 @@ def numba_mode(base: Any) -> Any:
     teach_numba()
     quick = base.register((SuperviseQuickly(), FIRST), (UpdateInPlace(), BEFORE_IN_PLACE))
     rewritten = with_rewriters(quick, *map(WalkingGraphRewriter, REWRITERS))
-    return with_linker(rewritten, linker.OneFunctionLinker())
+    return with_linker(rewritten, linker.PiecewiseLinker())
 
 
 class Tanh32(Tanh):  # type: ignore[misc]

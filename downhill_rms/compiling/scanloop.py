@@ -15,13 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from textwrap import indent
 from typing import Any
 
 import numpy as np
+import pytensor
+import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
-from pytensor.tensor.type import DenseTensorType
 
 from downhill_rms.compiling.copies import Contiguous
 from downhill_rms.compiling.internals import (
@@ -29,6 +31,7 @@ from downhill_rms.compiling.internals import (
     Alloc,
     Assert,
     DeepCopyOp,
+    DenseTensorType,
     DimShuffle,
     Elemwise,
     IncSubtensor,
@@ -44,7 +47,7 @@ from downhill_rms.compiling.internals import (
     rewritten_step,
 )
 from downhill_rms.compiling.products import PlainDot, ThinDot
-from downhill_rms.compiling.selfcheck import source_key
+from downhill_rms.compiling.selfcheck import is_right, is_tested, source_key
 
 SAME = (Contiguous, DeepCopyOp, ScalarFromTensor, SpecifyShape, TensorFromScalar, ViewOp)
 PRODUCTS = (PlainDot, ThinDot)
@@ -67,13 +70,53 @@ def compiled(op: Any, node: Any, **options: Any) -> tuple[Any, str | None]:
     step = rewritten_step(op)
     if not any(isinstance(inner.op, PRODUCTS) for inner in step.apply_nodes):
         raise NotImplementedError("a scan of another mode, or without products of matrices")
+    if not works():
+        raise NotImplementedError("another PyTensor than this library knows")
+    function, key = write(info, step, node, **options)
+    return numba_dispatch().njit(function, boundscheck=False), key
+
+
+def write(info: Any, step: Any, node: Any, **options: Any) -> tuple[Any, str | None]:
+    """The function of a scan before it is compiled, and its key."""
     writer = Writer(info, step, node, options)
-    source, numba = writer.source(), numba_dispatch()
-    function = numba.function_of_source(source, "scan", known_names() | writer.functions)
+    source = writer.source()
+    names = known_names() | writer.functions
     key = None
     if all(writer.keys):
         key = sha256(repr((source, writer.keys, source_key())).encode()).hexdigest()
-    return numba.njit(function, boundscheck=False), key
+    return numba_dispatch().function_of_source(source, "scan", names), key
+
+
+@cache
+def works() -> bool:
+    """Whether a small scan is right."""
+    return is_right(
+        "written scans",
+        make=lambda: write,
+        check=_check_on_a_small_scan,
+        consequence="Recurrent networks train more slowly.",
+        tested=is_tested(),
+    )
+
+
+def _check_on_a_small_scan(write: Any) -> None:
+    x, first, u = pt.dtensor3("x"), pt.dmatrix("first"), pt.dmatrix("u")
+    product = PlainDot((False, False))
+
+    def step(x: Any, h: Any, u: Any) -> Any:
+        return pt.tanh(x[:, 1:] + product(h, u))
+
+    states = pytensor.scan(step, [x], [first], [u], return_updates=False)
+    node = states.owner.inputs[0].owner
+    function, _ = write(node.op.info, rewritten_step(node.op), node)
+    rows, matrix = np.linspace(-1, 1, 12).reshape(2, 2, 3), np.linspace(-1, 1, 4).reshape(2, 2)
+    buffer = np.zeros((3, 2, 2))
+    got = numba_dispatch().njit(function, final_function=True)(np.array(2), rows, buffer, matrix)
+    h = buffer[0]
+    for t in range(2):
+        h = np.tanh(rows[t, :, 1:] + h @ matrix)
+        if not np.allclose(got[t + 1], h, rtol=1e-9, atol=1e-12):
+            raise ArithmeticError("a scan has other values")
 
 
 def known_names() -> dict[str, Any]:

@@ -186,7 +186,6 @@ def test_a_state_is_carried_through_compiled_updates(default_backend, mode, toge
 @jax_only
 @pytest.mark.parametrize("together", [1, 2])
 def test_a_state_is_carried_in_jax(together):
-    """A step at a time: of a scan JAX has to know the length when it compiles."""
     pytest.importorskip("jax")
     ends = []
     for mode in ("FAST_COMPILE", "JAX"):

@@ -45,7 +45,7 @@ def compilations():
     event.unregister("numba:compile", listener)
 
 
-@pytest.mark.parametrize("length", [0, 1, 15, 16, 17, 31, 256, 257, 1000])
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 31, 256, 257, 1000])
 def test_no_tuple_is_longer_than_python_makes_one_at_once(length):
     names = [f"name{index}" for index in range(length)]
     tree = ast.parse(linker.nested(names))
@@ -217,6 +217,17 @@ def test_an_operation_that_cannot_be_linked_leaves_other_modes_alone():
     with pytest.raises(NotImplementedError, match="refused"):
         compiled([x], Refused()(x))
     assert not linker.is_linking()
+
+
+def test_what_a_call_needs_can_be_compiled_without_a_call(compilations):
+    x, shared = pt.fmatrix("x"), pytensor.shared(np.ones(3, "float32"))
+    with pytensor.config.change_flags(numba__cache=False):
+        function = compiled([x], [pt.exp(x), x.sum()], updates=[(shared, shared * 2)])
+    function.vm.jit_fn.compile_for([X, np.ones(3, "float32")])
+    before = compilations.count
+    function(X)
+    assert compilations.count == before
+    np.testing.assert_array_equal(shared.get_value(), np.full(3, 2))
 
 
 # --- Native code --------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from downhill_rms.compiling.modes import MAKERS, REWRITTEN, own_mode, training_m
 from tests.versions import NEWEST, VERSIONS
 
 OURS = (
-    *("internals", "nativecode", "linker", "sums", "inplace", "copies", "products", "softmax"),
-    *("rewrites", "jaxmode", "pythonmode"),
+    *("internals", "nativecode", "pieces", "linker", "sums", "inplace", "copies", "products"),
+    *("scanloop", "softmax", "rewrites", "lengths", "jaxmode", "pythonmode"),
 )
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pytensor.compile.mode import get_mode
 from scipy.special import expit
 
+from downhill_rms.compiling import pieces
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 
 FLOATS = ["float32", "float64"]
@@ -139,9 +140,7 @@ def build(m, steps, loss, given):
 
 def run(mode, steps, loss, arrays):
     """Outputs and new values, by name, and what dtype the graph says of each."""
-    # JAX can take the gradient of a scan only where the number of steps is known beforehand.
-    shape = SHAPES["x"] if type(mode.linker).__name__ == "JAXLinker" else (None, None)
-    x, rows = pt.tensor("x", shape=shape, dtype=arrays["x"].dtype), pt.lvector("rows")
+    x, rows = pt.matrix("x", dtype=arrays["x"].dtype), pt.lvector("rows")
     params = {n: pytensor.shared(a, name=n) for n, a in arrays.items() if n != "x"}
     _, mask = pt.random.shared_rng(seed=1).bernoulli(0.5, size=(4, 3))
     mask = mask.astype(x.dtype)
@@ -194,10 +193,14 @@ def check(mode, steps, loss, arrays):
 @pytest.mark.filterwarnings(
     "ignore:Skipping:UserWarning", "ignore:The RandomType SharedVariables:UserWarning"
 )
-@pytest.mark.parametrize("mode", [REWRITTEN, "FAST_COMPILE", "JAX"])
-def test_random_graphs(mode, request):
+@pytest.mark.parametrize("mode", [REWRITTEN, "in pieces", "FAST_COMPILE", "JAX"])
+def test_random_graphs(mode, request, monkeypatch):
     if mode == "JAX":
         pytest.importorskip("jax")
+    if mode == "in pieces":
+        mode = REWRITTEN
+        monkeypatch.setattr(pieces, "SMALL", 0)
+        monkeypatch.setattr(pieces, "NODES", 3)
 
     number = request.config.getoption("--random-graphs")
 

@@ -239,7 +239,8 @@ def test_pytensors_default_is_rewritten():
 
 def called(function):
     """Names of everything that the compiled code of a graph calls."""
-    code = "\n".join(function.vm.jit_fn.inspect_llvm().values())
+    (dispatcher,) = function.vm.jit_fn.dispatchers
+    code = "\n".join(dispatcher.inspect_llvm().values())
     return set(re.findall(r"call [^\n]*?@\"?([^\s(\"]+)", code))
 
 

@@ -6,7 +6,7 @@ import pytensor.tensor as pt
 import pytest
 from pytensor.scan.utils import until as stop_when
 
-from downhill_rms.compiling import scanloop
+from downhill_rms.compiling import scanloop, selfcheck
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 from downhill_rms.compiling.recurrent import prepare_scans
 from downhill_rms.compiling.thin import FEW, SMALL_PRODUCT
@@ -209,6 +209,27 @@ def test_so_is_a_step_that_draws_random_numbers(written):
     whole = np.tanh(batch + np.concatenate([np.zeros((1, 2, 3)), states[:-1]]) @ matrix)
     assert 40 < (states != 0).sum() < 200
     np.testing.assert_allclose(states, np.where(states == 0, 0, whole), rtol=1e-12)
+
+
+def test_on_a_pytensor_that_is_not_known_the_first_scan_is_tried(written, monkeypatch, tmp_path):
+    monkeypatch.setattr(selfcheck, "TESTED", set())
+    monkeypatch.setattr(selfcheck, "marker", lambda *key: tmp_path / str(key[1]))
+    x, u = pt.dtensor3("x"), pt.dmatrix("u")
+    states = scan(lambda x, h, u: pt.tanh(x + h @ u), [x], [pt.zeros_like(x[0])], [u])
+    scanloop.works.cache_clear()
+    try:
+        assert scanloop.works()
+        assert (tmp_path / "written scans").exists()
+        (tmp_path / "written scans").unlink()
+        scanloop.works.cache_clear()
+        monkeypatch.setattr(scanloop, "indices_from_subtensor", lambda inputs: None)
+        with pytest.warns(UserWarning, match="PyTensor .* is not as this library knows it"):
+            function = compiled([x, u], states)
+    finally:
+        scanloop.works.cache_clear()
+    assert written == ["another PyTensor than this library knows"]
+    batch, matrix = normal(1, 2, 3), normal(3, 3)
+    np.testing.assert_allclose(function(batch, matrix)[0], np.tanh(batch), rtol=1e-12)
 
 
 @pytest.mark.slow

@@ -197,10 +197,12 @@ from downhill_rms.compiling.tiered import TieredFunction
 x, p = pt.matrix("x"), pytensor.shared(np.zeros((2, 2)), name="p")
 function = TieredFunction("orphan", [x], [pt.tanh(x * p).sum()], [(p, p + pt.exp(x))])
 function(np.ones((2, 2)))
-cache = pathlib.Path(pytensor.config.base_compiledir)
-while not list(cache.rglob("*.nbc")):  # until the child is in the midst of compiling
+while function._compilation._process is None:
     time.sleep(0.01)
-print(function._compilation._process.pid, flush=True)
+child = function._compilation._process.pid
+while "llvmlite" not in pathlib.Path(f"/proc/{child}/maps").read_text():  # until it compiles
+    time.sleep(0.01)
+print(child, flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
