@@ -18,6 +18,7 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -197,6 +198,9 @@ def rewriter_of_scans(wanted: Callable[[Any], Any]) -> Any:
         if mode is node.op.mode:
             return None
         op = node.op.clone()
+        if op is node.op:  # since 3.3, and it is the scan of the user's graph too
+            op = copy(op)
+            op._fn = None
         op.mode = mode
         return list(op(*node.inputs, return_list=True))
 
