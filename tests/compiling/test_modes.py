@@ -12,6 +12,8 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.compile.mode import get_mode
+from pytensor.graph.traversal import ancestors
+from pytensor.scan.op import Scan
 
 from downhill_rms import Trainer
 from downhill_rms.compiling import internals, jaxmode, modes, products, rewrites, selfcheck
@@ -163,3 +165,19 @@ def test_training_goes_on_where_nothing_works(anew, monkeypatch):
             found = train()
     np.testing.assert_allclose(found, right, rtol=1e-5)
     assert found.dtype == right.dtype
+
+
+@pytest.mark.parametrize("kind", ["Python", "uncompiled"])
+def test_a_mode_leaves_the_scans_of_a_graph_as_they_are(kind):
+    """PyTensor 3.3 copies no scan: what is said of one is said of the user's loss too."""
+    x = pt.matrix("x")
+    states = pytensor.scan(
+        lambda row, state: pt.tanh(row + state),
+        sequences=[x],
+        outputs_info=[pt.zeros(3)],
+        return_updates=False,
+    )
+    (op,) = {v.owner.op for v in ancestors([states]) if v.owner and isinstance(v.owner.op, Scan)}
+    before = op.mode
+    pytensor.function([x], states, mode=own_mode(kind, get_mode("FAST_COMPILE")))
+    assert op.mode is before

@@ -5,10 +5,30 @@ import json
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
 
 from downhill_rms.rule import fingerprint, read_graph
 
 SEQUENCE = np.arange(5.0)
+
+
+def twice(x):
+    """What an operation of a user's own computes."""
+    return 2 * x
+
+
+class Own(Op):
+    """An operation with properties that have no order, and none of a number's kind."""
+
+    __props__ = ("tags", "function")
+    tags, function = frozenset({"one", "two", "three", "four"}), staticmethod(twice)
+
+    def make_node(self, x):
+        return Apply(self, [x], [x.type()])
+
+    def perform(self, node, inputs, output_storage):
+        output_storage[0][0] = self.function(*inputs)
 
 
 def losses():
@@ -37,6 +57,7 @@ def losses():
     yield "scan", states[-1]
     joined = pt.concatenate([w, w**2]).reshape((2, 3))
     yield "shapes", (joined.T.sum(axis=0) / x.shape[0]).std() + x.dimshuffle(1, 0).var()
+    yield "own operation", Own()(pt.sqr(w).sum())
     yield "linear algebra", pt.linalg.det(big.T @ big + pt.eye(4)) + pt.sqrt(pt.dot(w, w))
 
 

@@ -239,6 +239,13 @@ def test_generators_that_are_constants_are_refused():
             read_graph(shared(1.0, "w") * loss)
 
 
+def test_an_op_that_keeps_its_last_state_may_be_advanced_by_a_default_update(mode):
+    rng = shared_generator()
+    default_update(rng, normal(rng)[0])
+    seen = draws(noisy_trainer(drawing(returned=None)(rng), mode))
+    np.testing.assert_allclose(seen, expected())
+
+
 def default_update(variable, new):
     with pytest.warns(DeprecationWarning, match="default_update"):
         variable.default_update = new

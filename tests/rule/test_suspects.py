@@ -84,7 +84,13 @@ def uncertainty():
     return pt.exp(-s) * error()[0] + s
 
 
-@pytest.mark.parametrize("make", [precision, uncertainty, lambda: error()[0]])
+def score():
+    """The slope of a bias is the same whatever the other parameters are."""
+    w, b = weights()
+    return (X @ w + b).mean()
+
+
+@pytest.mark.parametrize("make", [precision, uncertainty, score, lambda: error()[0]])
 def test_scalars_that_are_parameters_do_not_warn(make):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
