@@ -1,8 +1,8 @@
 """Native code of what is called, and none of what is only a part of it.
 
 Numba links the functions that a function calls into it, as LLVM's intermediate code, and compiles
-the whole to native code. It compiles each of them by itself too, in case that somebody calls it:
-a fifth of the time for a training step, and nobody does.
+the whole to native code. It compiles each of them by itself too, in case that somebody calls it,
+and for most of them nobody can.
 """
 
 from __future__ import annotations

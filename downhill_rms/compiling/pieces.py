@@ -97,16 +97,18 @@ def _may_pass(variable: Any) -> bool:
 
 
 def _free_nodes(fgraph: Any, order: Sequence[Any]) -> set[Any]:
-    """What may be computed wherever it is needed: it costs nothing, and nobody overwrites it."""
+    """What may be computed wherever it is needed: it costs nothing, and finds what it would have.
+
+    Who uses a view does so before the array is overwritten; numbers may be used after that.
+    """
     kept = set(fgraph.outputs)
-    handled = hasattr(fgraph, "destroyers")
+    watched = hasattr(fgraph, "destroyers")
     return {
         node
         for node in order
         if isinstance(node.op, FREE)
         and not kept.intersection(node.outputs)
-        and not node.op.destroy_map
-        and not (handled and any(map(fgraph.destroyers, (*node.inputs, *node.outputs))))
+        and (node.op.view_map or not (watched and any(map(fgraph.destroyers, node.inputs))))
     }
 
 
@@ -164,12 +166,13 @@ def cuts(colours: Sequence[int]) -> list[int]:
     places, end = [0], 0
     for start, stop, period in repeats(np.asarray(colours)):
         _fill(places, end, start)
-        end = start
-        # A few short blocks together, or parts of a long one; then what is left, one by one.
-        for block in (period * max(1, NODES // period), period):
-            while stop - end >= block:
-                _fill(places, end, end + block)
-                end += block
+        # A few short blocks together, or parts of a long one; then what is left.
+        block = period * max(1, NODES // period)
+        end = stop - (stop - start) % block
+        for first in range(start, end, block):
+            _fill(places, first, first + block)
+        _fill(places, end, stop)
+        end = stop
     _fill(places, end, len(colours))
     return places
 

@@ -1,8 +1,7 @@
 """Functions that run at once, uncompiled, and are swapped when a child has compiled them.
 
-PyTensor's Numba mode takes 20 to 60 s for a new graph. Its on-disk cache is shared by all
-processes: a child fills it while training goes on uncompiled, and then the same function is
-built here in about a second.
+Numba takes 5 to 30 s for a new graph. Its on-disk cache is shared by all processes: a child fills
+it while training goes on uncompiled, and then the same function is built here in about a second.
 """
 
 from __future__ import annotations

@@ -75,8 +75,7 @@ def measure_fresh(rung, cache, contestants, rounds):
         for turn in range(rounds + (cache == "warm")):
             for name in contestants:
                 with tempfile.TemporaryDirectory() as empty:
-                    here = warm if cache == "warm" else empty
-                    worker, answers = run_afresh(rung, name, here, FRESH[rung].updates)
+                    worker, answers = run_afresh(rung, name, warm if cache == "warm" else empty)
                 if cache == "warm" and turn == 0:
                     continue  # this one fills the cache
                 for what, unit, figure in FRESH[rung].figures(answers):
@@ -89,10 +88,10 @@ def measure_fresh(rung, cache, contestants, rounds):
     return entries
 
 
-def run_afresh(rung, name, cache, updates):
-    """A worker from its start to its end, and its answers when it is asked for updates."""
+def run_afresh(rung, name, cache):
+    """A worker from its start to its end, and its answers."""
     worker = Contestant(name, rung, cache)
-    answers = [worker.train(number) for number in updates]
+    answers = [worker.train(updates) for updates in FRESH[rung].updates]
     worker.close()
     return worker, answers
 

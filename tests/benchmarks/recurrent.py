@@ -1,21 +1,18 @@
-"""Recurrent networks of many sizes, timed beside torch and optax, and how long they compile.
+"""Recurrent networks of many sizes, timed beside torch and optax.
 
     python -m tests.benchmarks.recurrent [--cells LSTM GRU RNN] [--units 32 128 512]
-        [--batches 1 16 64] [--lengths 20 64 200] [--peers torch optax] [--rounds 5] [--compile]
+        [--batches 1 16 64] [--lengths 20 64 200] [--peers torch optax] [--rounds 5]
 
 By default one size differs from 128 units, batch 16 and length 64; sizes that are named are
-combined with each other. ``--compile`` measures instead what a process takes from its start to its
-first update, on an empty cache and on the one that this filled, in seconds of the clock and of the
-processor, its children's included.
+combined with each other. ``python -m tests.benchmarks.depth --rung "LSTM 128-16-64"`` measures what
+it takes to compile one.
 """
 
 import argparse
-import resource
 import statistics
-import tempfile
 from itertools import product
 
-from tests.benchmarks.contest import disagree, measure, ratios, run_afresh, spread
+from tests.benchmarks.contest import disagree, measure, ratios, spread
 
 SIZES = {"units": (32, 128, 512), "batches": (1, 16, 64), "lengths": (20, 64, 200)}
 MIDDLE = {"units": 128, "batches": 16, "lengths": 64}
@@ -42,27 +39,6 @@ def compare(name, contestants, rounds):
     print(text + "  THE LOSSES DISAGREE" * disagree(entry["checks"]), flush=True)
 
 
-def processor_seconds():
-    """Of children that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
-def compile_afresh(name, contestants):
-    """Print what the first update takes, with an empty cache and with a warm one."""
-    for who in contestants:
-        with tempfile.TemporaryDirectory() as cache:
-            for state in ("empty", "warm"):
-                before = processor_seconds()
-                _, (answer,) = run_afresh(name, who, cache, (1,))
-                used = processor_seconds() - before
-                print(
-                    f"{name:<16} {who:<6} {state} cache: first update after "
-                    f"{answer['since_start']:6.1f} s, {used:6.1f} s of processor time",
-                    flush=True,
-                )
-
-
 def main():
     """Measure the networks that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -71,15 +47,11 @@ def main():
         parser.add_argument(f"--{what}", nargs="+", type=int, metavar=str(sizes[1]))
     parser.add_argument("--peers", nargs="*", default=["torch", "optax"])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     contestants = ["ours", *arguments.peers]
     sizes = {what: getattr(arguments, what) for what in SIZES}
     for name in networks(arguments.cells, sizes):
-        if arguments.compile:
-            compile_afresh(name, contestants)
-        else:
-            compare(name, contestants, arguments.rounds)
+        compare(name, contestants, arguments.rounds)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ RUNGS = {
     "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, WARM),
     "E50": E50,
     "F40": UpdateAlone("1 million parameters in 40 arrays", 40, 25_000, 100, WARM),
-    "F400": UpdateAlone("1 million in 400 arrays", 400, 2_500, 20, ("ours:c", "torch", "optax")),
+    "F400": UpdateAlone("1 million in 400 arrays", 400, 2_500, 20, WARM),
     "G": LanguageModel(20, WARM),
     "G-32": LanguageModel(200, WARM, units=32, batch=1, length=20),
     "G-512": LanguageModel(10, WARM, units=512, batch=16, length=20),
@@ -266,6 +266,18 @@ GROWTH = {
     },
 }
 
+# Rungs that differ in what there is to compile; `depth` measures them on an empty cache.
+DEPTH = {
+    "layers": {
+        count: Network(f"{count} layers", (64, *(128,) * (count - 1), 10), 1792, 32, 20, WARM)
+        for count in (2, 5, 10, 20, 50)
+    },
+    "parameters": {
+        count: UpdateAlone(f"{count} arrays", count, 1_000_000 // count, 20, WARM)
+        for count in (40, 100, 400)
+    },
+}
+
 
 def recurrent(name):
     """A recurrent network by its name: the cell, and units, batch and length, "LSTM 128-32-64"."""
@@ -281,6 +293,9 @@ def rung_of(name):
     what, _, size = name.partition(" ")
     if "-" in size:
         return recurrent(name)
+    if what == "deep":
+        what, _, size = size.partition(" ")
+        return DEPTH[what][int(size)]
     if size:
         return GROWTH[what][int(size)]
     return FRESH[name].network if name in FRESH else RUNGS[name]
