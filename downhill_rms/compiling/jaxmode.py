@@ -35,6 +35,9 @@ def jax_mode(base: Any) -> Any:
     """A JAX mode with these rewrites, inside scans too."""
     jax_dispatch().register(OfShapes)(with_numpy)
     rewriters = (slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant)
+    # What is moved out of a scan is given to it, and no length that JAX knows any more. XLA moves
+    # what it computes itself.
+    base = base.excluding("scan_push_out_non_seq")
     return with_rewriters(base, SequentialGraphRewriter(*map(WalkingGraphRewriter, rewriters)))
 
 

@@ -35,6 +35,13 @@ def scan(w, sequences, step=lambda row, state, w: pt.tanh(row + state @ w), **op
 # Each takes x and rows, whose lengths nobody says, a matrix w, h = x @ w and the length of x.
 LENGTHS = {
     "two scans": lambda x, r, w, h, n: scan(w, scan(w, x) * r[:, None]),
+    "columns side by side in a scan": lambda x, r, w, h, n: scan(
+        w,
+        x,
+        lambda row, s, w: (
+            pt.tanh(pt.concatenate([row, s])) @ pt.concatenate([w, w.T]) + pt.zeros(row.shape[0])
+        ),
+    ),
     "a scan's steps": lambda x, r, w, h, n: scan(w, x, n_steps=n // 2),
     "a scan of all but one": lambda x, r, w, h, n: scan(w, x[:-1]),
     "a scan backwards": lambda x, r, w, h, n: scan(w, x, go_backwards=True)[::-1],
