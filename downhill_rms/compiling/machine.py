@@ -196,13 +196,13 @@ def _cache_findings() -> list[Finding]:
     if not keeps:
         text = (
             "Set PYTENSOR_FLAGS=numba__cache=True: the cache is switched off, and every process "
-            "compiles anew, for about 20 to 60 s."
+            "compiles anew, for about 10 to 60 s."
         )
         return [Finding(text)]
     version = f"py{sys.version_info.major}{sys.version_info.minor}"  # as Numba names its files
     if not any(cache.glob(f"*.{version}*.nbi")):
         text = (
-            "Expect about 20 to 60 s of compiling, only this once: for this version of Python the "
+            "Expect about 10 to 60 s of compiling, only this once: for this version of Python the "
             f"cache in {cache} is empty."
         )
         return [Finding(text)]
