@@ -516,7 +516,7 @@ class Trainer:
             What the last epoch handed over; ``best`` has the monitors of the parameters that are
             left in place.
         """
-        for _ in self.iterate(
+        epochs = self.iterate(
             *(train, valid, max_updates),
             max_epochs=max_epochs,
             validate_every=validate_every,
@@ -536,8 +536,13 @@ class Trainer:
             observers=observers,
             updates_per_call=updates_per_call,
             **hyperparameters,
-        ):
-            pass
+        )
+        self.loop.is_shared = False  # a signal that comes between two epochs is the run's too
+        try:
+            for _ in epochs:
+                pass
+        finally:
+            self.loop.is_shared = True
         if not self.history:  # interrupted in the first epoch
             return {}, {}
         return self.history[-1].train, self.history[-1].valid

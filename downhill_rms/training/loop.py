@@ -84,6 +84,8 @@ class Loop:
         The last run.
     pending : dict
         A run as it was loaded, until the next run takes it up.
+    is_shared : bool
+        Whether code of somebody else's runs between two epochs.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -95,6 +97,7 @@ class Loop:
         self.divergence: Divergence | None = None
         self.run: Run | None = None
         self.pending: dict[str, Any] = {}
+        self.is_shared = True
 
     def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
         """Means over a data set in its own order."""
@@ -130,7 +133,8 @@ class Loop:
                     continue
                 if ending in INTERRUPTIONS:
                     break
-                signals.remove()  # the consumer's code has its own handlers
+                if self.is_shared:
+                    signals.remove()  # the consumer's code has its own handlers
                 yield self.history[-1].train, run.latest
                 signals.install()
                 ending = ending or interruption(signals)

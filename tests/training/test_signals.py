@@ -3,8 +3,12 @@
 import os
 import signal
 
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
 import pytest
 
+from downhill_rms import StopReason, Trainer
 from downhill_rms.training.signals import StopSignals
 
 
@@ -65,6 +69,33 @@ def test_the_second_reaches_the_users_handler(signals):
         signals.install()
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+class SignalBetweenEpochs(Trainer):
+    """Has a signal come where `minimize` goes from one epoch to the next."""
+
+    def iterate(self, *args, **kwargs):
+        for values in super().iterate(*args, **kwargs):
+            signal.raise_signal(signal.SIGTERM)
+            yield values
+
+
+def test_a_signal_between_two_epochs_of_minimize_ends_the_run():
+    """It had met the caller's handler, by default one that kills the process unsaved."""
+    x, w = pt.dvector("x"), pytensor.shared(1.0, name="w")
+    trainer = SignalBetweenEpochs(((w - x) ** 2).mean(), inputs=[x])
+    seen = []
+    former = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        trainer.minimize([np.arange(8.0)], max_epochs=5)
+        assert seen == []
+        assert trainer.stop_reason is StopReason.TERMINATED
+        assert trainer.epoch_count == 1
+        for _ in trainer.iterate([np.arange(8.0)], max_epochs=2):
+            break
         assert seen == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, former)
