@@ -593,11 +593,7 @@ class Writer:
         if self._is_ours_alone(whole):
             self.places[result] = self.places[whole]
         else:
-            place = self._place(result)
-            # What is the same in all steps is copied once, if each step writes over the same part.
-            once = whole not in self.varying and node.op.set_instead_of_inc
-            once &= result not in self.rows
-            self._loop("{0} = {1}", [place], [whole], whole if once else result)
+            self._loop("{0} = {1}", [self._place(result)], [whole], result)
         line = "{0} = {1}" if node.op.set_instead_of_inc else "{0} = {0} + {1}"
         place = self._cut(node, self.places[result])
         self._loop(line, [place], [part], result, dims=self.parts[node])

@@ -135,6 +135,49 @@ def test_only_the_last_rows_are_kept_where_no_others_are_asked_for(written):
             np.testing.assert_allclose(got, wanted, rtol=1e-12)
 
 
+def test_a_part_that_is_added_to_is_begun_anew_in_each_step(written):
+    """It had added to what the step before had left there."""
+    x, u = pt.dtensor3("x"), pt.dmatrix("u")
+
+    def step(x, h, u):
+        whole = pt.set_subtensor(pt.zeros((h.shape[0], 4))[:, :2], h @ u)
+        whole = pt.inc_subtensor(whole[:, 1:], x)
+        return whole[:, 1:3], whole
+
+    _, wholes = scan(step, [x], [pt.ones((2, 2)), None], [u])
+    function = compiled([x, u], [wholes])
+    assert written == ["written"]
+    batch, matrix = normal(5, 2, 3), normal(2, 2)
+    h, wanted = np.ones((2, 2)), []
+    for x_t in batch:
+        whole = np.zeros((2, 4))
+        whole[:, :2] = h @ matrix
+        whole[:, 1:] += x_t
+        wanted.append(whole)
+        h = whole[:, 1:3]
+    np.testing.assert_allclose(function(batch, matrix)[0], wanted, rtol=1e-12)
+
+
+def test_a_row_that_is_another_one_in_each_step_leaves_none_behind(written):
+    """Rows of all steps before had stayed."""
+    x, rows, u = pt.dmatrix("x"), pt.lvector("rows"), pt.dmatrix("u")
+
+    def step(x, row, h, u):
+        return pt.tanh(h @ u + pt.set_subtensor(pt.zeros((3, 2))[row], x))
+
+    states = scan(step, [x, rows], [pt.zeros((3, 2))], [u])
+    function = compiled([x, rows, u], states)
+    assert written == ["written"]
+    batch, where, matrix = normal(5, 2), np.array([2, 0, 1, 0, -1]), normal(2, 2)
+    h, wanted = np.zeros((3, 2)), []
+    for x_t, row in zip(batch, where, strict=True):
+        set_to = np.zeros((3, 2))
+        set_to[row] = x_t
+        h = np.tanh(h @ matrix + set_to)
+        wanted.append(h)
+    np.testing.assert_allclose(function(batch, where, matrix)[0], wanted, rtol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_network_so_large_that_products_are_turned(written, dtype):
     """Forward and backward, against derivatives by differences."""
