@@ -204,11 +204,24 @@ class Place:
 
 @dataclass
 class Result:
-    """What a step returns: the variable, the row that it belongs to, and what is returned."""
+    """What a step returns.
+
+    Attributes
+    ----------
+    variable : Variable
+        The variable of the step.
+    place : Place
+        The row that it belongs to.
+    name : str
+        What the function returns in the end.
+    length : str or None
+        Of what no step is given, what the scan is told of how many rows are kept.
+    """
 
     variable: Any
     place: Place
     name: str
+    length: str | None = None
 
 
 class Writer:
@@ -249,7 +262,8 @@ class Writer:
             self._measure(node)
         nodes = _computed(nodes, self.graph.outputs)
         for result in results:
-            self._allocate_trace(result)
+            if result.length is not None:
+                self._allocate(result, result.length)
             self._reserve(result)
         for node in nodes:
             self._write(node)
@@ -286,7 +300,7 @@ class Writer:
         for _ in range(info.n_nit_sot):
             variable, name = next(results), next(outer)
             place = self._row(variable, f"trace_{name}", f"row_{name}")
-            found.append(Result(variable, place, f"trace_{name}"))
+            found.append(Result(variable, place, f"trace_{name}", length=name))
         found += [self._last(variable, name, next(results)) for variable, name in last]
         for variable, name in zip(inner, outer, strict=True):
             self._constant(variable, name)
@@ -500,20 +514,17 @@ class Writer:
 
     # Places of what is computed
 
-    def _allocate_trace(self, result: Result) -> None:
+    def _allocate(self, result: Result, kept: str) -> None:
         """Make room for what no step is given, in a ring of rows if not all are kept."""
-        trace, (row, *_) = result.place.array, result.place.index or ()
-        if not trace.startswith("trace_"):
-            return
-        length, size = f"length_{trace}", f"size_{trace}"
+        trace, length, size = result.name, f"length_{kept}", f"size_{kept}"
         shape = ", ".join(self.dims[result.variable])
         dtype = _dtype(result.variable)
         self.before += [
-            f"{length} = np.asarray({trace.removeprefix('trace_')}).item()",
+            f"{length} = np.asarray({kept}).item()",
             f"{size} = max({length}, 1)",
             f"{trace} = np.empty(({size}, {shape}), {dtype})",
         ]
-        self.step.append(f"{row} = t % {size}")
+        self.step.append(f"row_{kept} = t % {size}")
         self.after += [
             f"if {length} > n_steps:",
             f"    {trace}[n_steps:] = 0",
@@ -556,8 +567,8 @@ class Writer:
         op, inputs = node.op, node.inputs
         if isinstance(op, Elemwise):
             places = [self._place(variable) for variable in node.outputs]
-            name, function = self._name("f"), self._function_of(node)
-            self.functions[name] = function
+            name = self._name("f")
+            self.functions[name] = self._function_of(node)
             targets = ", ".join(f"{{{i}}}" for i in range(len(places)))
             given = ", ".join(f"{{{len(places) + i}}}" for i in range(len(inputs)))
             self._loop(f"{targets} = {name}({given})", places, inputs, node.outputs[0], name)
@@ -574,8 +585,7 @@ class Writer:
             axes = {old: new for new, old in enumerate(op.new_order)}
             self.places[node.outputs[0]] = self._moved(inputs[0], axes)
         elif isinstance(op, Subtensor):
-            place = self._cut(node, self.places[inputs[0]])
-            self.places[node.outputs[0]] = place
+            self.places[node.outputs[0]] = self._cut(node, self.places[inputs[0]])
         elif isinstance(op, Alloc):
             self._loop("{0} = {1}", [self._place(node.outputs[0])], inputs[:1], node.outputs[0])
         elif isinstance(op, IncSubtensor):
@@ -601,7 +611,8 @@ class Writer:
     def _is_ours_alone(self, variable: Any) -> bool:
         """Whether a variable has an array of its own that nobody asks for any more."""
         return (
-            variable in self.varying
+            variable.owner is not None
+            and variable in self.varying
             and variable not in self.graph.outputs
             and len(self.graph.clients[variable]) == 1
             and isinstance(variable.owner.op, (Elemwise, IncSubtensor, *PRODUCTS))

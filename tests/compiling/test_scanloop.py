@@ -1,18 +1,24 @@
 """Scans that are written as one function, against NumPy."""
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 from pytensor.scan.utils import until as stop_when
 
 from downhill_rms.compiling import scanloop, selfcheck
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 from downhill_rms.compiling.recurrent import prepare_scans
 from downhill_rms.compiling.thin import FEW, SMALL_PRODUCT
-from tests.compiling.test_recurrent import STYLES, loss_of, with_gradients
+from tests.compiling.test_recurrent import STYLES, loss_of, scan, with_gradients
 
 RNG = np.random.default_rng(0)
+EXAMPLES = 3
 
 
 @pytest.fixture
@@ -32,19 +38,6 @@ def written(monkeypatch):
 
     monkeypatch.setattr(scanloop, "compiled", watched)
     return answers
-
-
-def scan(step, sequences, outputs_info, non_sequences=(), **options):
-    return pytensor.scan(
-        step,
-        sequences=sequences,
-        outputs_info=outputs_info,
-        non_sequences=list(non_sequences),
-        return_updates=False,
-        return_list=True,
-        strict=True,
-        **options,
-    )
 
 
 def compiled(inputs, outputs):
@@ -273,6 +266,136 @@ def test_on_a_pytensor_that_is_not_known_the_first_scan_is_tried(written, monkey
     assert written == ["another PyTensor than this library knows"]
     batch, matrix = normal(1, 2, 3), normal(3, 3)
     np.testing.assert_allclose(function(batch, matrix)[0], np.tanh(batch), rtol=1e-12)
+
+
+# What a random step computes of two values (2, 4) and of what it is given; `pt` and `np` share it.
+OPERATIONS = {
+    "product": lambda m, v, o, g: v @ g.u,
+    "product turned": lambda m, v, o, g: v @ g.u.T,
+    "products of values": lambda m, v, o, g: v @ m.tanh(o.T @ v),
+    "gate": lambda m, v, o, g: m.tanh(v) * o + g.x,
+    "row of a table": lambda m, v, o, g: v + g.table[g.row],
+    "number": lambda m, v, o, g: v * g.scale - 0.5,
+    "column": lambda m, v, o, g: v * o[:, 0][:, None] + o[:, -1][:, None],
+    "turned": lambda m, v, o, g: (v.T * g.table[:4, 0][:, None] + o.T).T,
+    "choice": lambda m, v, o, g: m.where(v > o, v, -o),
+    "the same in all steps": lambda m, v, o, g: v + m.tanh(g.u * 2)[1],
+    "part set": lambda m, v, o, g: put(v, (slice(None), slice(1, 3)), o[:, :2]),
+    "part added": lambda m, v, o, g: add(v, (slice(None), slice(-2, None)), m.tanh(o[:, 1:3])),
+    "part of zeros": lambda m, v, o, g: put(zeros(o), (slice(None), slice(1, None)), v[:, :3]),
+    "parts of zeros": lambda m, v, o, g: add(
+        put(zeros(o), (slice(None), slice(0, 2)), v[:, :2]),
+        (slice(None), slice(1, 3)),
+        m.tanh(o[:, 2:]),
+    ),
+    "row set": lambda m, v, o, g: put(v, g.row % 2, o[1]),
+    "row of zeros": lambda m, v, o, g: put(zeros(o), g.row % 2, v[0]) + o,
+}
+
+
+def zeros(like):
+    return np.zeros((2, 4)) if isinstance(like, np.ndarray) else pt.zeros((2, 4))
+
+
+def put(whole, where, part):
+    if isinstance(whole, pt.Variable):
+        return pt.set_subtensor(whole[where], part)
+    whole = whole.copy()
+    whole[where] = part
+    return whole
+
+
+def add(whole, where, part):
+    if isinstance(whole, pt.Variable):
+        return pt.inc_subtensor(whole[where], part)
+    whole = whole.copy()
+    whole[where] += part
+    return whole
+
+
+@dataclass
+class Program:
+    """A step that computes one value of earlier ones after the other, and returns some."""
+
+    operations: list[tuple[str, int, int]]
+    returned: tuple[int, int, int, int]
+
+    def step(self, m, known, a_tm1, b_tm2, b_tm1):
+        values = [a_tm1 @ known.u, a_tm1, b_tm1, b_tm2, known.x]
+        for name, first, second in self.operations:
+            value, other = values[first % len(values)], values[second % len(values)]
+            values.append(OPERATIONS[name](m, value, other, known))
+        a, b, *traces = (values[index % len(values)] for index in self.returned)
+        return m.tanh(a), m.tanh(b + values[0]), *traces
+
+    def numpy(self, x, scale, row, u, table, first):
+        a, b, traces = [first[0]], list(first), []
+        for t in range(len(x)):
+            known = SimpleNamespace(x=x[t], scale=scale[t], row=row[t], u=u, table=table)
+            a_t, b_t, *traced = self.step(np, known, a[-1], b[-2], b[-1])
+            a.append(a_t)
+            b.append(b_t)
+            traces.append(traced)
+        return [np.array(a[1:]), np.array(b[2:]), *map(np.array, zip(*traces, strict=True))]
+
+    def symbolic(self, inputs):
+        x, scale, row, u, table, first = inputs
+
+        def step(x, scale, row, a_tm1, b_tm2, b_tm1, u, table):
+            known = SimpleNamespace(x=x, scale=scale, row=row, u=u, table=table)
+            return list(self.step(pt, known, a_tm1, b_tm2, b_tm1))
+
+        infos = [first[0], {"initial": first, "taps": [-2, -1]}, None, None]
+        return scan(step, [x, scale, row], infos, [u, table])
+
+
+programs = st.builds(
+    Program,
+    st.lists(
+        st.tuples(st.sampled_from(sorted(OPERATIONS)), st.integers(0, 9), st.integers(0, 9)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.tuples(*[st.integers(0, 10)] * 4),
+)
+
+
+def test_random_steps(written, request):
+    number = request.config.getoption("--random-graphs")
+
+    @settings(
+        max_examples=number or EXAMPLES,
+        deadline=None,
+        derandomize=not number,  # so that compiled code is in the cache
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(program=programs, last=st.booleans())
+    def try_one(program, last):
+        inputs = (
+            pt.dtensor3(),
+            pt.dvector(),
+            pt.lvector(),
+            pt.dmatrix(),
+            pt.dmatrix(),
+            pt.dtensor3(),
+        )
+        shapes = (5, 2, 4), (5,), (5,), (4, 4), (5, 4), (2, 2, 4)
+        arrays = [normal(*shape) for shape in shapes]
+        arrays[2] = np.array([0, 3, -1, 4, 1])
+        outputs = program.symbolic(inputs)
+        if last:
+            outputs = [output[-1] for output in outputs]
+        results = compiled(inputs, outputs)(*arrays)
+        for got, wanted in zip(results, program.numpy(*arrays), strict=True):
+            exact = wanted[-1] if last else wanted
+            scale = max(1, abs(exact).max())
+            np.testing.assert_allclose(got / scale, exact / scale, rtol=0, atol=1e-9)
+
+    try_one()
+    assert "written" in written
+    assert set(written) <= {"written", "an array that is a constant of the graph"}
 
 
 @pytest.mark.slow

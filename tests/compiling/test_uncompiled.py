@@ -4,9 +4,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
-from pytensor.graph.traversal import ancestors
 from pytensor.scalar.basic import Mul
-from pytensor.scan.op import Scan
 from pytensor.tensor.elemwise import Elemwise
 
 from downhill_rms.compiling.uncompiled import UncompiledFunction
@@ -78,16 +76,6 @@ def test_products_inside_scans_are_numpy_s_too(monkeypatch, depth):
     (found,) = UncompiledFunction([x], [rows])(values)
     np.testing.assert_allclose(found, values * (values + 1) * 2, rtol=1e-15)
     assert len(elements) == 0
-
-
-def test_a_scan_of_the_user_s_keeps_its_mode():
-    """Since PyTensor 3.1 a clone of a scan is the scan itself."""
-    x = pt.matrix("x", dtype="float64")
-    rows = pytensor.scan(lambda row: row + 1, [x], return_updates=False)
-    nodes = (variable.owner for variable in ancestors([rows]) if variable.owner is not None)
-    (scan,) = (node.op for node in nodes if isinstance(node.op, Scan))
-    UncompiledFunction([x], [rows])
-    assert scan.mode is None
 
 
 def test_clip_keeps_nan():
