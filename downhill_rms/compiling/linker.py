@@ -141,7 +141,7 @@ class Program:
 
     def _constant(self, value: Any) -> str:
         name = f"k{len(self.scope)}"
-        self.scope[name] = value
+        self.scope[name] = contiguous(value)
         return name
 
 
@@ -219,7 +219,8 @@ class Source:
             assert isinstance(variable, Constant)
             numba = numba_dispatch()
             name = self.names[variable] = f"c{len(self.names)}"
-            self.scope[name] = numba.constant(variable.data, variable=variable)
+            data = numba.constant(variable.data, variable=variable)
+            self.scope[name] = contiguous(data)
             self._keys.append((name, numba.constant_key(variable.data)))
         return name
 
@@ -261,6 +262,13 @@ class Source:
             return None
         fastmath = pytensor.config.numba__fastmath
         return sha256(repr((self.text(end), self._keys, fastmath)).encode()).hexdigest()
+
+
+def contiguous(value: Any) -> Any:
+    """A constant as one that Numba keeps on disk with a function, if it is an array."""
+    if not isinstance(value, np.ndarray) or value.flags.c_contiguous or value.flags.f_contiguous:
+        return value
+    return np.array(value, order="C")
 
 
 def is_number(variable: Any) -> bool:

@@ -35,6 +35,7 @@ from downhill_rms.compiling.internals import (
 # these, 13 and 15; 40 parameters alone, 338, 9 and 4; 20 layers, 474, 19 and 16.
 SMALL = 300
 NODES = 32  # operations in a piece
+LARGE = 10**6  # bytes: a larger constant is none for Numba, which then keeps nothing on disk
 
 FREE = (DimShuffle, Shape_i, ScalarFromTensor, TensorFromScalar, ScalarOp)
 
@@ -52,7 +53,7 @@ class Piece:
     made : list of Variable
         What no other piece computes.
     passed : list of Constant
-        Constants in which equal pieces may differ.
+        Constants in which equal pieces may differ, and those that are too large for native code.
     """
 
     nodes: list[Any] = field(default_factory=list)
@@ -133,10 +134,22 @@ def _piece(work: Sequence[Any], free: set[Any]) -> Piece:
     for node in work:
         add(node)
         piece.made += node.outputs
-    if free:
-        indices = [v for node in piece.nodes for v in node.inputs if _is_index(node, v)]
-        piece.passed = list(dict.fromkeys(indices))
+    passed = [
+        v
+        for node in piece.nodes
+        for v in node.inputs
+        if _is_large(v) or (free and _is_index(node, v))
+    ]
+    piece.passed = list(dict.fromkeys(passed))
     return piece
+
+
+def _is_large(variable: Any) -> bool:
+    return (
+        isinstance(variable, Constant)
+        and isinstance(variable.data, np.ndarray)
+        and variable.data.nbytes > LARGE
+    )
 
 
 def _is_index(node: Any, variable: Any) -> bool:

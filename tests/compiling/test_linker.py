@@ -142,8 +142,33 @@ def test_what_is_on_disk_is_not_compiled_again(compilations):
 
     first = function()
     before = compilations.count
+    linker._dispatchers.clear()
     np.testing.assert_array_equal(function(), first)
     assert compilations.count == before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(262_144.0).reshape(-1, 4),
+        np.broadcast_to(np.arange(3.0)[:, None], (3, 4)),
+        np.arange(24.0).reshape(3, 8)[:, ::2],
+    ],
+    ids=["of_more_than_a_megabyte", "of_few_numbers_many_times", "part_of_another"],
+)
+def test_constants_that_are_kept_on_disk_with_the_function(values, compilations):
+    x = pt.dvector("x", shape=(4,))
+
+    def result():
+        linker._dispatchers.clear()
+        return compiled([x], [pt.constant(values) + x, pt.constant(values[::-1]) * x])
+
+    for run in range(2):
+        compilations.count = 0
+        total, product = result()(np.arange(4.0))
+        np.testing.assert_array_equal(total, values + np.arange(4.0))
+        np.testing.assert_array_equal(product, values[::-1] * np.arange(4.0))
+        assert run == 0 or compilations.count == 0
 
 
 def test_graphs_that_differ_in_a_constant_are_told_apart():
