@@ -84,6 +84,22 @@ def test_outputs_may_be_inputs_or_constants_or_the_same_twice():
     np.testing.assert_allclose(found[4:], [np.exp(X)] * 20, rtol=1e-6)
 
 
+def test_a_graph_may_give_an_operation_more_than_once():
+    x = pt.dscalar("x")
+    first = x + 1
+    second = first * 3
+    third = second - x
+    last = third * first
+    nodes = [v.owner for v in (first, second, first, third, last)]
+    source = linker.Source([x], nodes, "repeated")
+    run = source.dispatcher(f"return {source.name_of(third)}, {source.name_of(last)}")
+    value = np.array(2.0)
+    wanted = 3 * (2 + 1) - 2
+    got = run(value)
+    np.testing.assert_allclose(got[0], wanted)
+    np.testing.assert_allclose(got[1], wanted * (2 + 1))
+
+
 def test_updates_and_no_outputs():
     shared = [pytensor.shared(np.full(3, index, "float32")) for index in range(20)]
     compiled([], [], updates=[(variable, variable * 2 + 1) for variable in shared])()
