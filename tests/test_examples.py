@@ -85,6 +85,18 @@ def test_text_learns_and_goes_on_where_it_was_stopped(tmp_path):
     assert bits[1] < bits[0]
 
 
+@pytest.mark.slow
+def test_text_with_the_default_backend(tmp_path):
+    """Compiled and not, an epoch ends at the same loss."""
+    (tmp_path / "text").write_text("the cat sat on the mat. a dog dug.\n" * 300, encoding="utf-8")
+    given = ["--text", tmp_path / "text", "--units", "8", "--epochs", "1"]
+    bits = [
+        float(re.search(r"([\d.]+) bits per letter", run("text", *given, flags=flags)).group(1))
+        for flags in (FAST, "")
+    ]
+    assert bits[0] == pytest.approx(bits[1], abs=2e-3)
+
+
 def test_text_of_python_repeats_no_paragraph():
     paragraphs = text.python_help().split("\n\n")
     assert len(set(paragraphs)) == len(paragraphs)
