@@ -141,7 +141,7 @@ class Program:
 
     def _constant(self, value: Any) -> str:
         name = f"k{len(self.scope)}"
-        self.scope[name] = contiguous(value)
+        self.scope[name] = freezable(value)
         return name
 
 
@@ -221,7 +221,7 @@ class Source:
             numba = numba_dispatch()
             name = self.names[variable] = f"c{len(self.names)}"
             data = numba.constant(variable.data, variable=variable)
-            self.scope[name] = contiguous(data)
+            self.scope[name] = freezable(data)
             self._keys.append((name, numba.constant_key(variable.data)))
         return name
 
@@ -265,7 +265,7 @@ class Source:
         return sha256(repr((self.text(end), self._keys, fastmath)).encode()).hexdigest()
 
 
-def contiguous(value: Any) -> Any:
+def freezable(value: Any) -> Any:
     """A constant as one that Numba keeps on disk with a function, if it is an array."""
     if not isinstance(value, np.ndarray) or value.flags.c_contiguous or value.flags.f_contiguous:
         return value

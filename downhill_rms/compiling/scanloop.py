@@ -257,7 +257,7 @@ class Writer:
         names = [f"x{i}" for i in range(len(self.node.inputs))]
         self.before.append("n_steps = np.asarray(x0).item()")
         results = self._take_apart(names)
-        nodes = list(dict.fromkeys(self.graph.toposort()))
+        nodes = list(dict.fromkeys(self.graph.toposort()))  # each once, as in `linker.Source`
         for node in nodes:
             self._measure(node)
         nodes = _computed(nodes, self.graph.outputs)
