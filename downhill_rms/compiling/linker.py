@@ -198,7 +198,8 @@ class Source:
         for variable in filter(is_number, inputs):
             name, self.names[variable] = self.names[variable], f"n{len(self.lines)}"
             self.lines.append(f"{self.names[variable]} = {name}[()]")
-        # A fused loop's graph may give a node more than once, which would then have two names.
+        # A frozen graph, as of a fused loop or a scan, has one node for equal operations and gives
+        # it once for each of them; it must not get a second name.
         self.lines += [self._call(node) for node in dict.fromkeys(nodes)]
 
     def _call(self, node: Any) -> str:
