@@ -7,7 +7,7 @@ import pytest
 
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 from downhill_rms.compiling.products import ThinDot
-from downhill_rms.compiling.thin import FEW, SMALL_PRODUCT
+from downhill_rms.compiling.thin import is_thin
 from tests.compiling.test_rewrites import operations
 
 # Two characters of five are out of range: their rows are 0 nowhere and everywhere.
@@ -73,8 +73,7 @@ def test_a_product_of_few_rows(rows, dtype):
     function = compiled([x, y], ThinDot()(x, y, y.T))
     rng = np.random.default_rng(rows)
     left, right = (rng.standard_normal(s).astype(dtype) for s in ((rows, 300), (300, 301)))
-    turned = rows * 300 * 301 > SMALL_PRODUCT and FEW * rows <= 301
-    assert turned == (rows == 16)
+    assert is_thin(left, right) == (rows == 16)
     rtol = 1e-4 if dtype == "float32" else 1e-10
     exact = left.astype("float64") @ right
     np.testing.assert_allclose(function(left, right), exact, rtol=rtol, atol=rtol)
