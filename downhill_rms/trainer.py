@@ -42,6 +42,7 @@ from downhill_rms.training import (
     check_rollback,
     in_json,
     named_outputs,
+    postponed_signals,
     predict,
 )
 from downhill_rms.watching import (
@@ -210,7 +211,7 @@ class Trainer:
         return self.steps.new_updates(self.steps.changed(hyperparameters))
 
     def step(self, batch: Any = (), **hyperparameters: Any) -> Values:
-        """Make one update.
+        """Make one update, which Ctrl-C leaves whole.
 
         Parameters
         ----------
@@ -228,7 +229,8 @@ class Trainer:
             self.steps.use(hyperparameters)
         specs = self.steps.specs
         arrays = [conform(v, s) for v, s in zip(by_input(batch, specs), specs, strict=True)]
-        outputs = self.steps.update_once(arrays)
+        with postponed_signals():
+            outputs = self.steps.update_once(arrays)
         return dict(zip(self.steps.update_names, map(float, outputs), strict=True))
 
     def evaluate(self, dataset: Any) -> Values:

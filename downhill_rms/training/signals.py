@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -56,3 +58,16 @@ class StopSignals:
             return
         self.remove()
         signal.raise_signal(number)
+
+
+@contextmanager
+def postponed_signals() -> Iterator[None]:
+    """Have a signal act after what stands inside, whole."""
+    signals = StopSignals()
+    try:
+        signals.install()
+        yield
+    finally:
+        signals.remove()
+        if signals.received is not None:
+            signal.raise_signal(signals.received)

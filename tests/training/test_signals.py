@@ -7,6 +7,8 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from pytensor.graph.basic import Apply
+from pytensor.graph.op import Op
 
 from downhill_rms import StopReason, Trainer
 from downhill_rms.training.signals import StopSignals
@@ -99,3 +101,30 @@ def test_a_signal_between_two_epochs_of_minimize_ends_the_run():
         assert seen == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+class Interrupting(Op):
+    """A copy of a number, with Ctrl-C meanwhile."""
+
+    __props__ = ()
+
+    def make_node(self, x):
+        return Apply(self, [x], [x.type()])
+
+    def perform(self, node, inputs, outputs):
+        outputs[0][0] = np.array(inputs[0])
+        signal.raise_signal(signal.SIGINT)
+
+    def pullback(self, inputs, outputs, gradients):
+        return gradients
+
+    grad = pullback  # before PyTensor 3.1
+
+
+def test_ctrl_c_acts_after_an_update_and_not_in_it():
+    x, w = pt.dscalar("x"), pytensor.shared(1.0, name="w")
+    trainer = Trainer((Interrupting()(w) - x) ** 2, inputs=[x])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(3.0, learning_rate=0.1)
+    assert trainer.update_count == 1
+    assert w.get_value() > 1
