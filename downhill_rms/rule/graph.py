@@ -17,7 +17,6 @@ from pytensor.scalar.basic import LogicalComparison
 from pytensor.tensor.elemwise import DimShuffle, Elemwise
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.type import DenseTensorType, TensorType
-from pytensor.tensor.type import tensor as tensor_variable
 
 from downhill_rms.rule.checks import check_list, shown
 from downhill_rms.rule.draws import next_states, refuse_constant_generators
@@ -433,7 +432,7 @@ def warn_of_outer_broadcast(loss: Any, shapes: Mapping[Any, tuple[int | None, ..
         Whether there was something to warn of.
     """
     known = {
-        v: tensor_variable(v.name, dtype=v.type.dtype, shape=shape)
+        v: TensorType(v.type.dtype, shape)(v.name)
         for v, shape in shapes.items()
         if isinstance(v.type, TensorType)
     }

@@ -202,6 +202,13 @@ def test_column_data_minus_vector_warns_at_the_first_minibatch(mode):
         trainer.step([np.ones((7, 5)), np.ones((7, 1))])
 
 
+@pytest.mark.parametrize("name", ["c16", "float64", "int"])
+def test_a_name_may_be_that_of_a_dtype(name):
+    """It had ended in PyTensor's refusal of such a name for a new variable."""
+    x, w = pt.dmatrix("bool"), pytensor.shared(np.ones(3), name=name)
+    assert list(read_graph(pt.sqr(x @ w).mean()).param_names) == [name]
+
+
 @pytest.mark.parametrize(
     "loss",
     [
