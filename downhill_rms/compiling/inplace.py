@@ -1,9 +1,10 @@
-"""Updates of shared variables in place, without asking about the whole graph for each of them.
+"""Elementwise operations in place, without asking about the whole graph for each of them.
 
 After every single replacement PyTensor asks for each output and each protected input whether it is
 overwritten, and as soon as something is, it sorts the whole graph to look for cycles: the time to
-rewrite a training step grows with the square of its parameters. Here nothing is asked while nothing
-is overwritten, and all updates begin to work in place together, with one look at the graph.
+rewrite a training step grows with the square of its parameters and layers. Here nothing is asked
+while nothing is overwritten. All updates of shared variables begin to work in place together, and
+in a large graph so do all other operations, with one look at the graph each time.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from contextlib import suppress
 from typing import Any
 
 import pytensor
+from pytensor.graph.basic import Constant
 
+from downhill_rms.compiling import pieces
 from downhill_rms.compiling.internals import (
     AlreadyThere,
     DestroyHandler,
     Elemwise,
     GraphRewriter,
     InconsistencyError,
+    InplaceElemwiseOptimizer,
     ReplaceValidate,
     Supervisor,
 )
@@ -52,12 +56,8 @@ class SuperviseQuickly(GraphRewriter):  # type: ignore[misc]
                 feature.__class__ = QuickSupervisor
 
 
-class UpdateInPlace(GraphRewriter):  # type: ignore[misc]
-    """Has elementwise updates of shared variables work in place, all of them together.
-
-    It runs just before the rewriter of PyTensor's that does this one by one, which finds little
-    left to do.
-    """
+class InPlace(GraphRewriter):  # type: ignore[misc]
+    """Has elementwise operations work in place."""
 
     def add_requirements(self, fgraph: Any) -> None:
         """Have the graph watched."""
@@ -65,20 +65,88 @@ class UpdateInPlace(GraphRewriter):  # type: ignore[misc]
             with suppress(AlreadyThere):
                 fgraph.attach_feature(feature)
 
+
+class UpdateInPlace(InPlace):
+    """Has elementwise updates of shared variables work in place, all of them together."""
+
     def apply(self, fgraph: Any) -> None:
         """Replace the operations."""
         updated = {
             fgraph.outputs[output]: fgraph.inputs[input]
             for output, input in (fgraph.update_mapping or {}).items()
         }
-        protected = {v for f in fgraph._features if isinstance(f, Supervisor) for v in f.protected}
+        protected = _protected(fgraph)
         found = []
         for node in fgraph.toposort():
-            if type(node.op) is Elemwise and not node.op.destroy_map:
+            if _is_plain(node):
                 pattern = _pattern(node, updated, protected)
                 if pattern:
                     found.append((node, Elemwise(node.op.scalar_op, pattern)))
         _replace(fgraph, found)
+
+
+class OverwriteLastRead(InPlace):
+    """Has elementwise operations overwrite arrays that nothing reads after them.
+
+    PyTensor tries one operation after the other, and finds the most that can be overwritten. In a
+    large graph this takes one order of all operations as given, in which what is read for the last
+    time is known: all that is found is possible together.
+    """
+
+    def apply(self, fgraph: Any) -> None:
+        """Replace the operations."""
+        order = fgraph.toposort()
+        if len(order) <= pieces.SMALL:
+            InplaceElemwiseOptimizer().apply(fgraph)
+            return
+        owners = _owners(order)
+        last = {owners.get(v, v): place for place, node in enumerate(order) for v in node.inputs}
+        kept = {*_protected(fgraph), *fgraph.inputs, *fgraph.outputs}
+        kept |= {owners.get(variable, variable) for variable in fgraph.outputs}
+        found = []
+        for place, node in enumerate(order):
+            # A number is as quickly made anew.
+            if not _is_plain(node) or all(node.outputs[0].type.broadcastable):
+                continue
+            arrays = [owners.get(variable, variable) for variable in node.inputs]
+            read = [
+                index
+                for index, array in enumerate(arrays)
+                if last[array] == place
+                and array not in kept
+                and arrays.count(array) == 1
+                and not isinstance(array, Constant)
+            ]
+            pattern = {}
+            for index, output in enumerate(node.outputs):
+                for candidate in read:
+                    if node.inputs[candidate].type == output.type:
+                        pattern[index] = candidate
+                        read.remove(candidate)
+                        break
+            if pattern:
+                found.append((node, Elemwise(node.op.scalar_op, pattern)))
+        _replace(fgraph, found)
+
+
+def _is_plain(node: Any) -> bool:
+    """Whether this is an elementwise operation that overwrites nothing yet."""
+    return type(node.op) is Elemwise and not node.op.destroy_map
+
+
+def _owners(order: Sequence[Any]) -> dict[Any, Any]:
+    """The variable whose array a variable is a view of."""
+    owners: dict[Any, Any] = {}
+    for node in order:
+        for output, (viewed, *_) in node.op.view_map.items():
+            variable = node.inputs[viewed]
+            owners[node.outputs[output]] = owners.get(variable, variable)
+    return owners
+
+
+def _protected(fgraph: Any) -> set[Any]:
+    """What PyTensor lets no operation overwrite."""
+    return {v for f in fgraph._features if isinstance(f, Supervisor) for v in f.protected}
 
 
 def _pattern(node: Any, updated: dict[Any, Any], protected: set[Any]) -> dict[int, int]:
@@ -103,7 +171,7 @@ def _replace(fgraph: Any, found: Sequence[tuple[Any, Any]]) -> None:
         inputs = [pairs.get(variable, variable) for variable in node.inputs]
         pairs |= zip(node.outputs, op.make_node(*inputs).outputs, strict=True)
     try:
-        fgraph.replace_all_validate(list(pairs.items()), reason="update_in_place")
+        fgraph.replace_all_validate(list(pairs.items()), reason="in_place")
     except InconsistencyError:
         if len(found) > 1:
             half = len(found) // 2

@@ -27,6 +27,7 @@ from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
+from pytensor.assumptions.core import AssumptionFeature, FactState
 from pytensor.compile.aliasing import Supervisor
 from pytensor.compile.mode import NUMBA, Mode, get_mode, optdb, predefined_optimizers
 from pytensor.compile.ops import DeepCopyOp, ViewOp
@@ -89,6 +90,7 @@ from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
 from pytensor.tensor.math import Dot, Sum
 from pytensor.tensor.random.type import RandomType
+from pytensor.tensor.rewriting.elemwise import InplaceElemwiseOptimizer
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
@@ -98,6 +100,7 @@ __all__ = [
     "BEFORE_IN_PLACE",
     "EQ",
     "FIRST",
+    "IN_PLACE",
     "POSITION",
     "ARange",
     "Abs",
@@ -106,6 +109,7 @@ __all__ = [
     "Alloc",
     "AlreadyThere",
     "Assert",
+    "AssumptionFeature",
     "BinaryBitOp",
     "Blockwise",
     "CAReduce",
@@ -120,10 +124,12 @@ __all__ = [
     "Dot",
     "Elemwise",
     "Exp",
+    "FactState",
     "GraphRewriter",
     "Identity",
     "IncSubtensor",
     "InconsistencyError",
+    "InplaceElemwiseOptimizer",
     "Join",
     "Log1p",
     "LogSoftmax",
@@ -184,7 +190,7 @@ __all__ = [
     "with_rewriters",
 ]
 
-FIRST, POSITION, BEFORE_IN_PLACE = -1.0, 47.5, 50.45
+FIRST, POSITION, BEFORE_IN_PLACE, IN_PLACE = -1.0, 47.5, 50.45, 50.5
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 
 ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise"}

@@ -19,10 +19,12 @@ from functools import cache, wraps
 from typing import Any
 
 from downhill_rms.compiling import copies, linker, products, softmax, sums
-from downhill_rms.compiling.inplace import SuperviseQuickly, UpdateInPlace
+from downhill_rms.compiling.assumptions import AssumeNothing
+from downhill_rms.compiling.inplace import OverwriteLastRead, SuperviseQuickly, UpdateInPlace
 from downhill_rms.compiling.internals import (
     BEFORE_IN_PLACE,
     FIRST,
+    IN_PLACE,
     Composite,
     Elemwise,
     Exp,
@@ -44,7 +46,12 @@ from downhill_rms.compiling.selfcheck import source_key
 def numba_mode(base: Any) -> Any:
     """A Numba mode with these rewrites, inside scans too."""
     teach_numba()
-    quick = base.register((SuperviseQuickly(), FIRST), (UpdateInPlace(), BEFORE_IN_PLACE))
+    quick = base.excluding("inplace_elemwise").register(
+        (SuperviseQuickly(), FIRST),
+        (AssumeNothing(), FIRST),
+        (UpdateInPlace(), BEFORE_IN_PLACE),
+        (OverwriteLastRead(), IN_PLACE),
+    )
     rewritten = with_rewriters(quick, *map(WalkingGraphRewriter, REWRITERS))
     return with_linker(rewritten, linker.PiecewiseLinker())
 

@@ -1,18 +1,22 @@
-"""Updates of shared variables in place: all that may be, and none that may not."""
+"""Operations in place: all that may be, and none that may not."""
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.compile.aliasing import Supervisor
+from pytensor.compile.mode import Mode
 from pytensor.graph.destroyhandler import DestroyHandler
 from pytensor.graph.features import ReplaceValidate
 from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.utils import InconsistencyError
+from pytensor.link.vm import VMLinker
 from pytensor.scalar.basic import add
 from pytensor.tensor.elemwise import Elemwise
 
-from downhill_rms.compiling.inplace import QuickSupervisor
+from downhill_rms.compiling import pieces
+from downhill_rms.compiling.inplace import OverwriteLastRead, QuickSupervisor
+from downhill_rms.compiling.internals import IN_PLACE
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 
 OVERWRITE = Elemwise(add, {0: 0})
@@ -112,3 +116,107 @@ def test_the_quick_supervisor_refuses_what_pytensors_refuses(kind):
         graph.replace_all_validate([(graph.outputs[1], OVERWRITE(product, y))])
     graph.validate()
     assert graph.outputs[0] is product
+
+
+def chain(lib, x):
+    return [lib.tanh(lib.exp(x) + 1)]
+
+
+def read_later(lib, x):
+    a = lib.exp(x)
+    return [(a + 1) @ a]
+
+
+def read_later_through_a_view(lib, x):
+    a = lib.exp(x)
+    return [(a + 1) @ a.T]
+
+
+def output(lib, x):
+    a = lib.exp(x)
+    return [a, a * 2]
+
+
+def view_that_is_an_output(lib, x):
+    a = lib.exp(x)
+    return [a.T, a * 2]
+
+
+def twice(lib, x):
+    a = lib.exp(x)
+    return [a + a.T]
+
+
+def part(lib, x):
+    return [lib.exp(x)[1:] * 2]
+
+
+def other_type(lib, x):
+    return [lib.exp(x).astype("float32") * 2]
+
+
+def input_of_the_caller(lib, x):
+    return [x.T * 2]
+
+
+def fork(lib, x):
+    a, b = lib.exp(x), lib.tanh(x)
+    return [lib.tanh(b * a) + b]
+
+
+@pytest.mark.parametrize(
+    ("build", "number"),
+    [
+        (chain, 2),
+        (read_later, 0),
+        (read_later_through_a_view, 0),
+        (output, 0),
+        (view_that_is_an_output, 0),
+        (twice, 0),
+        (part, 1),
+        (other_type, 1),
+        (input_of_the_caller, 0),
+        (fork, 3),
+    ],
+)
+def test_what_is_read_for_the_last_time_is_overwritten(build, number, monkeypatch):
+    monkeypatch.setattr(pieces, "SMALL", 0)
+    x = pt.dmatrix("x")
+    mode = Mode(VMLinker(use_cloop=False, c_thunks=False), None)
+    function = pytensor.function(
+        [x], build(pt, x), mode=mode.register((OverwriteLastRead(), IN_PLACE))
+    )
+    nodes = function.maker.fgraph.apply_nodes
+    assert sum(len(node.op.destroy_map) for node in nodes) == number
+    array = np.random.default_rng(0).normal(size=(3, 3))
+    for got, wanted in zip(function(array.copy()), build(np, array), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_rewriting_asks_about_the_whole_graph_as_often_for_many_layers(monkeypatch):
+    """It had asked after each of a network's operations."""
+    monkeypatch.setattr(pieces, "SMALL", 40)
+    asked = []
+    monkeypatch.setattr(
+        DestroyHandler,
+        "orderings",
+        lambda self, *args, asks=DestroyHandler.orderings, **kwargs: (
+            asked.append(0) or asks(self, *args, **kwargs)
+        ),
+    )
+
+    def count(layers):
+        asked.clear()
+        x, weights = (
+            pt.fmatrix("x"),
+            [pytensor.shared(np.eye(3, dtype="float32")) for _ in range(layers)],
+        )
+        h = x
+        for weight in weights:
+            h = pt.tanh(h @ weight)
+        gradients = pt.grad((h**2).sum(), weights)
+        updates = [(w, w - g) for w, g in zip(weights, gradients, strict=True)]
+        compiled(updates, [x])
+        return len(asked)
+
+    assert count(8) == count(16)
