@@ -42,8 +42,8 @@ from downhill_rms.training import (
     check_rollback,
     in_json,
     named_outputs,
-    postponed_signals,
     predict,
+    uninterrupted,
 )
 from downhill_rms.watching import (
     History,
@@ -229,8 +229,7 @@ class Trainer:
             self.steps.use(hyperparameters)
         specs = self.steps.specs
         arrays = [conform(v, s) for v, s in zip(by_input(batch, specs), specs, strict=True)]
-        with postponed_signals():
-            outputs = self.steps.update_once(arrays)
+        outputs = uninterrupted(self.steps.update_once, arrays)
         return dict(zip(self.steps.update_names, map(float, outputs), strict=True))
 
     def evaluate(self, dataset: Any) -> Values:

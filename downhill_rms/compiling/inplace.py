@@ -120,7 +120,7 @@ class OverwriteLastRead(InPlace):
             pattern = {}
             for index, output in enumerate(node.outputs):
                 for candidate in read:
-                    if node.inputs[candidate].type == output.type:
+                    if _fits(node.inputs[candidate], output):
                         pattern[index] = candidate
                         read.remove(candidate)
                         break
@@ -132,6 +132,17 @@ class OverwriteLastRead(InPlace):
 def _is_plain(node: Any) -> bool:
     """Whether this is an elementwise operation that overwrites nothing yet."""
     return type(node.op) is Elemwise and not node.op.destroy_map
+
+
+def _fits(overwritten: Any, output: Any) -> bool:
+    """Whether an output has a place in an input's array.
+
+    Their shapes are equal, and are checked when the operation is computed, but more may be known
+    beforehand of one than of the other: PyTensor asks for equal types, and writes the updates of
+    all matrices anew for whose gradients it has inferred a length.
+    """
+    types = overwritten.type, output.type
+    return len({(type(t), t.dtype, t.broadcastable) for t in types}) == 1
 
 
 def _owners(order: Sequence[Any]) -> dict[Any, Any]:
@@ -157,7 +168,7 @@ def _pattern(node: Any, updated: dict[Any, Any], protected: set[Any]) -> dict[in
         if (
             shared is not None
             and shared not in protected
-            and shared.type == output.type
+            and _fits(shared, output)
             and node.inputs.count(shared) == 1
         ):
             pattern[index] = node.inputs.index(shared)

@@ -11,7 +11,7 @@ from downhill_rms.training.loop import Loop
 from downhill_rms.training.prediction import Rows, named_outputs, predict
 from downhill_rms.training.recording import Recording, in_json
 from downhill_rms.training.run import Best, Run, check_rollback
-from downhill_rms.training.signals import postponed_signals
+from downhill_rms.training.signals import uninterrupted
 from downhill_rms.training.steps import Steps
 from downhill_rms.training.stopping import Patience, StopReason
 
@@ -29,6 +29,6 @@ __all__ = [
     "check_rollback",
     "in_json",
     "named_outputs",
-    "postponed_signals",
     "predict",
+    "uninterrupted",
 ]

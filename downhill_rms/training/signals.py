@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+# Those of `signal` make enumerations of what they return, which takes longer than some updates.
+from _signal import getsignal as get_handler  # type: ignore[import-not-found]
+from _signal import signal as set_handler
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -60,14 +63,27 @@ class StopSignals:
         signal.raise_signal(number)
 
 
-@contextmanager
-def postponed_signals() -> Iterator[None]:
-    """Have a signal act after what stands inside, whole."""
-    signals = StopSignals()
+def uninterrupted(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function, after which Ctrl-C acts that came meanwhile; the second acts at once.
+
+    Handlers that are not Python's own stay where they are, and so do those of other threads.
+    """
+    if (
+        get_handler(signal.SIGINT) is not signal.default_int_handler
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        return function(*arguments)
+    noted: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    set_handler(signal.SIGINT, note)
     try:
-        signals.install()
-        yield
+        return function(*arguments)
     finally:
-        signals.remove()
-        if signals.received is not None:
-            signal.raise_signal(signals.received)
+        set_handler(signal.SIGINT, signal.default_int_handler)
+        if noted:
+            raise KeyboardInterrupt

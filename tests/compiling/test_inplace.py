@@ -69,6 +69,18 @@ def test_updates_that_need_each_others_old_values_do_not_work_in_place_both():
     assert len(overwritten(function)) >= 4
 
 
+def test_an_update_of_whose_shape_more_is_known():
+    (variable,) = shared(1)
+    x = pt.tensor("x", dtype="float32", shape=(3,))
+    function = compiled([(variable, variable + 2 * x)], [x])
+    assert len(overwritten(function)) == 1
+    function(np.ones(3, "float32"))
+    np.testing.assert_array_equal(variable.get_value(), np.full(3, 3))
+    variable.set_value(np.zeros(1, "float32"))
+    with pytest.raises(ValueError, match=r"shape|dimension"):
+        function(np.ones(3, "float32"))
+
+
 def test_an_update_from_another_update():
     x = pt.fvector("x")
     velocity, weight = shared(1, 10)

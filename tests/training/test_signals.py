@@ -106,14 +106,18 @@ def test_a_signal_between_two_epochs_of_minimize_ends_the_run():
 class Interrupting(Op):
     """A copy of a number, with Ctrl-C meanwhile."""
 
-    __props__ = ()
+    __props__ = ("times",)
+
+    def __init__(self, times=1):
+        self.times = times
 
     def make_node(self, x):
         return Apply(self, [x], [x.type()])
 
     def perform(self, node, inputs, outputs):
         outputs[0][0] = np.array(inputs[0])
-        signal.raise_signal(signal.SIGINT)
+        for _ in range(self.times):
+            signal.raise_signal(signal.SIGINT)
 
     def pullback(self, inputs, outputs, gradients):
         return gradients
@@ -128,3 +132,26 @@ def test_ctrl_c_acts_after_an_update_and_not_in_it():
         trainer.step(3.0, learning_rate=0.1)
     assert trainer.update_count == 1
     assert w.get_value() > 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_acts_in_an_update():
+    x, w = pt.dscalar("x"), pytensor.shared(1.0, name="w")
+    trainer = Trainer((Interrupting(2)(w) - x) ** 2, inputs=[x])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.step(3.0, learning_rate=0.1)
+    assert trainer.update_count == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_users_acts_in_an_update():
+    x, w = pt.dscalar("x"), pytensor.shared(1.0, name="w")
+    trainer = Trainer((Interrupting()(w) - x) ** 2, inputs=[x])
+    seen = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: seen.append(trainer.update_count))
+    try:
+        trainer.step(3.0, learning_rate=0.1)
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert seen == [0]
+    assert trainer.update_count == 1
