@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from downhill_rms.compiling import quick_building
 from downhill_rms.data import Dataset, as_dataset, by_input, conform
 from downhill_rms.rule import (
     Hyperparameters,
@@ -125,8 +126,9 @@ class Trainer:
         mode: Any = None,
     ) -> None:
         named = named_expressions(monitors)
-        self.graph = read_graph(loss, params, inputs, updates, list(named.values()), carried)
-        self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
+        with quick_building():
+            self.graph = read_graph(loss, params, inputs, updates, list(named.values()), carried)
+            self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
         self.parameters, self.state = self.steps.parameters, self.steps.state
         self.loop = Loop(self.steps)
 

@@ -6,6 +6,7 @@ compiles; and what is known of the machine. It may import ``rule``. Open ``compi
 """
 
 from downhill_rms.compiling.background import ALONE_SECONDS, compile_alone
+from downhill_rms.compiling.building import quick_building
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
 from downhill_rms.compiling.modes import TIERED, default_mode, pytensor_mode
@@ -29,6 +30,7 @@ __all__ = [
     "findings",
     "prepare_scans",
     "pytensor_mode",
+    "quick_building",
     "rehearse",
     "stack_steps",
 ]

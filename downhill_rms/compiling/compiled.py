@@ -11,6 +11,7 @@ import numpy as np
 import pytensor
 from pytensor.compile.mode import Mode, get_mode, predefined_modes
 
+from downhill_rms.compiling.building import quick_building
 from downhill_rms.compiling.machine import linkers
 from downhill_rms.compiling.memory import keep_freed_memory
 from downhill_rms.compiling.modes import TIERED, training_mode
@@ -82,7 +83,8 @@ class CompiledFunction:
         self.say(text)
         started = time.perf_counter()
         try:
-            result = self._build_and_call(batch)
+            with quick_building():
+                result = self._build_and_call(batch)
         except Exception as error:
             if "JAXLinker" in linkers(self.mode):
                 self._explain_lengths(error)

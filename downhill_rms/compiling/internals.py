@@ -9,7 +9,7 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
   and a copy of the scan can be given another one.
 - A function that Numba has compiled has its source as ``py_func``.
 - Before 3.3 ``elemwise.store_core_outputs`` makes the body of a loop of an operation's function.
-- In PyTensor's sequence of rewrites, position 47.5 is after every one that looks for the replaced
+- In PyTensor's sequence of rewrites, position 1.4 is after sums of sums have become one, at 1; 47.5 is after every one that looks for the replaced
   operations, before elementwise operations are fused (48) and inner graphs are compiled (49.6);
   50.45 is after both, just before elementwise operations are made to work in place (50.5).
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
@@ -98,6 +98,7 @@ from pytensor.tensor.type import DenseTensorType
 
 __all__ = [
     "BEFORE_IN_PLACE",
+    "CANONICAL",
     "EQ",
     "FIRST",
     "IN_PLACE",
@@ -186,11 +187,10 @@ __all__ = [
     "predefined_optimizers",
     "rewriter_of_scans",
     "rewritten_step",
-    "with_linker",
     "with_rewriters",
 ]
 
-FIRST, POSITION, BEFORE_IN_PLACE, IN_PLACE = -1.0, 47.5, 50.45, 50.5
+FIRST, CANONICAL, POSITION, BEFORE_IN_PLACE, IN_PLACE = -1.0, 1.4, 47.5, 50.45, 50.5
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 
 ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise"}
@@ -291,10 +291,7 @@ def with_rewriters(base: Any, *rewriters: Any) -> Any:
     """A mode with further rewriters, which take effect inside scans too."""
     if not SCANS_ARE_FROZEN:  # since then PyTensor rewrites by the mode of the graph around them
         rewriters += (rewriter_of_scans(lambda given: mode if given is None else given),)
-    mode = base.register(*((rewriter, POSITION) for rewriter in rewriters))
+    # At one position PyTensor would go by their addresses.
+    places = (POSITION + 1e-6 * index for index in range(len(rewriters)))
+    mode = base.register(*zip(rewriters, places, strict=True))
     return mode
-
-
-def with_linker(mode: Any, linker: Any) -> Any:
-    """A mode with another linker."""
-    return type(mode)(linker, mode.provided_optimizer)

@@ -73,6 +73,7 @@ class Program:
         self.dispatchers: list[Any] = []
         self.calls: list[tuple[list[str], list[str]]] = []
         self.scope: dict[str, Any] = {}
+        self._known: dict[Any, Any] = {}  # the dispatchers of pieces, by their forms
         pieces = cut(fgraph)
         kept = set(fgraph.outputs)
         last = {v: index for index, piece in enumerate(pieces) for v in piece.reads}
@@ -110,7 +111,6 @@ class Program:
             types |= zip(returned, members, strict=True)
 
     def _call(self, index: int, piece: Piece, wanted: set[Any]) -> str:
-        source = Source(piece.reads, piece.nodes, "numba_funcified_fgraph", piece.passed)
         arguments = [self.names[variable] for variable in piece.reads]
         arguments += [self._constant(constant.data) for constant in piece.passed]
         given = []
@@ -123,8 +123,12 @@ class Program:
                 given.append(variable)
             else:
                 self.names[variable] = before
-        returned = [source.returned(variable) for variable in given]
-        self.dispatchers.append(source.dispatcher(f"return {nested(returned) or None}"))
+        form = piece.form(given)
+        if form not in self._known:
+            source = Source(piece.reads, piece.nodes, "numba_funcified_fgraph", piece.passed)
+            returned = [source.returned(variable) for variable in given]
+            self._known[form] = source.dispatcher(f"return {nested(returned) or None}")
+        self.dispatchers.append(self._known[form])
         results = [self.names[variable] for variable in given]
         self.calls.append((arguments, results))
         self.scope[f"f{index}"] = self.dispatchers[-1]

@@ -61,6 +61,18 @@ class Piece:
     made: list[Any] = field(default_factory=list)
     passed: list[Any] = field(default_factory=list)
 
+    def form(self, returned: Sequence[Any]) -> tuple[Any, ...]:
+        """What is the same for pieces that are one function, which returns these variables."""
+        places = {variable: place for place, variable in enumerate([*self.reads, *self.passed])}
+        parts: list[Any] = [variable.type for variable in places]
+        for node in self.nodes:
+            # A constant is the same variable wherever it is used.
+            parts.append((node.op, *(places.get(v, v) for v in node.inputs)))
+            for variable in node.outputs:
+                parts.append(variable.type)
+                places[variable] = len(places)
+        return (*parts, *(places[variable] for variable in returned))
+
 
 def cut(fgraph: Any) -> list[Piece]:
     """The pieces of a graph, in their order; one if it is small."""
@@ -68,11 +80,36 @@ def cut(fgraph: Any) -> list[Piece]:
     if not order:
         return []
     if len(order) + len(fgraph.inputs) + len(fgraph.outputs) > SMALL:
+        order = _as_needed(fgraph, order)
         free = _free_nodes(fgraph, order)
         pieces = _joined([node for node in order if node not in free], free)
         if len(pieces) > 1:
             return pieces
     return [_piece(order, set())]
+
+
+def _as_needed(fgraph: Any, order: Sequence[Any]) -> list[Any]:
+    """The operations, each just before the first that needs it.
+
+    PyTensor's order is of another kind: it begins with what can be computed at once, such as the
+    lengths of all parameters, and mixes what belongs to several layers.
+    """
+    places = {node: place for place, node in enumerate(order)}
+    needs = fgraph.orderings()
+    found: dict[Any, None] = {}
+    # Of the outputs, those first which PyTensor's order has first: behind the last layer is the
+    # gradient that is there first, and what it was computed from is needed no longer.
+    outputs = {v.owner for v in fgraph.outputs if v.owner is not None}
+    stack = sorted(outputs, key=places.__getitem__, reverse=True)
+    while stack:
+        node = stack[-1]
+        before = [*(v.owner for v in node.inputs), *needs.get(node, ())]
+        missing = [n for n in before if n is not None and n not in found]
+        if missing:
+            stack += reversed(missing)
+        else:
+            found.setdefault(stack.pop())
+    return list(found)
 
 
 def _joined(work: Sequence[Any], free: set[Any]) -> list[Piece]:

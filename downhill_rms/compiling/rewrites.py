@@ -20,9 +20,11 @@ from typing import Any
 
 from downhill_rms.compiling import copies, linker, products, softmax, sums
 from downhill_rms.compiling.assumptions import AssumeNothing
+from downhill_rms.compiling.graphcache import CachingMode
 from downhill_rms.compiling.inplace import OverwriteLastRead, SuperviseQuickly, UpdateInPlace
 from downhill_rms.compiling.internals import (
     BEFORE_IN_PLACE,
+    CANONICAL,
     FIRST,
     IN_PLACE,
     Composite,
@@ -36,9 +38,9 @@ from downhill_rms.compiling.internals import (
     WalkingGraphRewriter,
     node_rewriter,
     numba_dispatch,
-    with_linker,
     with_rewriters,
 )
+from downhill_rms.compiling.partialsums import SharePartialSums
 from downhill_rms.compiling.selfcheck import source_key
 
 
@@ -46,14 +48,16 @@ from downhill_rms.compiling.selfcheck import source_key
 def numba_mode(base: Any) -> Any:
     """A Numba mode with these rewrites, inside scans too."""
     teach_numba()
-    quick = base.excluding("inplace_elemwise").register(
+    rewritten = with_rewriters(base, *map(WalkingGraphRewriter, REWRITERS))
+    rewritten = rewritten.excluding("inplace_elemwise")
+    rewritten = rewritten.register(
         (SuperviseQuickly(), FIRST),
-        (AssumeNothing(), FIRST),
+        (AssumeNothing(), FIRST + 1e-6),
+        (SharePartialSums(), CANONICAL),
         (UpdateInPlace(), BEFORE_IN_PLACE),
         (OverwriteLastRead(), IN_PLACE),
     )
-    rewritten = with_rewriters(quick, *map(WalkingGraphRewriter, REWRITERS))
-    return with_linker(rewritten, linker.PiecewiseLinker())
+    return CachingMode(linker.PiecewiseLinker(), rewritten.provided_optimizer)
 
 
 class Tanh32(Tanh):  # type: ignore[misc]

@@ -21,6 +21,7 @@ from downhill_rms.compiling import (
     check_mode,
     check_stackable,
     prepare_scans,
+    quick_building,
     stack_steps,
 )
 from downhill_rms.data import Batch, BoundDataset, Dataset, generator_state
@@ -194,6 +195,7 @@ class Steps:
         refuse_unknown(keywords, [*Hyperparameters.names(), *OPTIONS])
         return self.hyperparameters.replace(**keywords)
 
+    @quick_building()
     def use(self, keywords: Mapping[str, Any], updates_per_call: int | None = None) -> None:
         """Put changed hyperparameters in force; a new structure is compiled at the next update."""
         new = self.changed(keywords)

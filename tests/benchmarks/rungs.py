@@ -85,6 +85,50 @@ class UpdateAlone:
 
 
 @dataclass(frozen=True)
+class Encoder:
+    """A transformer's encoder that tells which letter stands at each place.
+
+    Attributes
+    ----------
+    layers, units, heads : int
+        Layers, the numbers that stand for a letter, and into how many parts attention divides
+        them. Four times as many are hidden between two layers.
+    """
+
+    layers: int
+    updates: int
+    contestants: tuple[str, ...]
+    units: int = 64
+    heads: int = 4
+    characters: int = 32
+    length: int = 32
+    batch: int = 16
+    kind = "encoder"
+
+    @property
+    def title(self):
+        """What the table calls it."""
+        return f"encoder, {self.layers} layers of {self.units} units"
+
+    def parameters(self):
+        """Embeddings and places, each layer's arrays in the order of their use, and the output."""
+        rng = np.random.default_rng(0)
+        n, wide = self.units, 4 * self.units
+        normal = [(n,), (n,)]
+        layer = [*normal, *[(n, n)] * 4, *normal, (n, wide), (wide,), (wide, n), (n,)]
+        shapes = [(self.characters, n), (self.length, n)]
+        shapes += [*layer * self.layers, *normal, (n, self.characters)]
+        arrays = [rng.standard_normal(shape) / np.sqrt(shape[0]) for shape in shapes]
+        return [array.astype("float32") for array in arrays]
+
+    def data(self):
+        """A minibatch of letters."""
+        return np.random.default_rng(1).integers(
+            0, self.characters, (self.batch, self.length), dtype="int32"
+        )
+
+
+@dataclass(frozen=True)
 class LanguageModel:
     """A recurrent network that predicts the next character.
 
@@ -276,6 +320,7 @@ DEPTH = {
         count: UpdateAlone(f"{count} arrays", count, 1_000_000 // count, 20, WARM)
         for count in (40, 100, 400)
     },
+    "encoder": {count: Encoder(count, 5, WARM) for count in (2, 6, 12, 30)},
 }
 
 

@@ -112,6 +112,38 @@ def test_twice_the_layers_are_no_more_functions():
     assert abs(different[1] - different[0]) <= 2
 
 
+def encoder(layers):
+    """The update of a small transformer's encoder, linked and not yet compiled."""
+    rng = np.random.default_rng(0)
+    params = []
+
+    def shared(*shape):
+        params.append(pytensor.shared(rng.normal(size=shape).astype("float32")))
+        return params[-1]
+
+    def normal(h):
+        centred = h - h.mean(axis=-1, keepdims=True)
+        scale = pt.sqrt(pt.sqr(centred).mean(axis=-1, keepdims=True) + 1e-5)
+        return centred / scale * shared(8) + shared(8)
+
+    h = x = pt.tensor3("x", dtype="float32")
+    for _ in range(layers):
+        query, key, value = (normal(h) @ shared(8, 8) for _ in range(3))
+        h = h + pt.special.softmax(query @ key.transpose((0, 2, 1)), axis=-1) @ value
+        h = h + pt.maximum(normal(h) @ shared(8, 16) + shared(16), 0) @ shared(16, 8)
+    gradients = pt.grad((h**2).mean(), params)
+    updates = [(p, p - np.float32(0.1) * g) for p, g in zip(params, gradients, strict=True)]
+    return pytensor.function([x], [], updates=updates, mode=training_mode(REWRITTEN)).vm.jit_fn
+
+
+# PyTensor 3.3 would make one loop of more of these plain updates than it can.
+@pytest.mark.filterwarnings("ignore:Loop fusion failed:UserWarning")
+def test_layers_with_residual_connections_are_no_more_functions_either():
+    """What flows back through them was a sum of other length in each, and in another order."""
+    different = [len(set(encoder(layers).dispatchers)) for layers in (4, 8)]
+    assert abs(different[1] - different[0]) <= 2
+
+
 def test_a_parameter_keeps_its_array(monkeypatch):
     for prepare in (whole, lambda monkeypatch: in_pieces(monkeypatch, 2)):
         prepare(monkeypatch)

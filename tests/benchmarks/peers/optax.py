@@ -188,3 +188,44 @@ def language_model(rung):
         return float(evaluate(held[0], texts[0]))
 
     return train
+
+
+def normalised(h, scale, shift):
+    """Layer normalisation."""
+    centred = h - h.mean(axis=-1, keepdims=True)
+    return centred / jnp.sqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-5) * scale + shift
+
+
+def encoder(rung, usage=""):
+    """A jitted update, called with one minibatch."""
+    parts, width = rung.heads, rung.units // rung.heads
+
+    def loss_of(params, letters):
+        given = iter(params)
+        rows, length = letters.shape
+
+        def heads(h):
+            return h.reshape(rows, length, parts, width).transpose(0, 2, 1, 3)
+
+        h = next(given)[letters] + next(given)
+        for _ in range(rung.layers):
+            a = normalised(h, next(given), next(given))
+            query, key, value = (heads(a @ next(given)) for _ in range(3))
+            scores = jax.nn.softmax(query @ key.transpose(0, 1, 3, 2) * width**-0.5)
+            h = h + (scores @ value).transpose(0, 2, 1, 3).reshape(h.shape) @ next(given)
+            a = normalised(h, next(given), next(given))
+            h = h + jnp.maximum(a @ next(given) + next(given), 0) @ next(given) + next(given)
+        scores = normalised(h, next(given), next(given)) @ next(given)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, letters).mean()
+
+    call = jax.jit(update_by(loss_of), donate_argnums=(0, 1))
+    params = [jnp.asarray(array) for array in rung.parameters()]
+    state, batch = OPTIMISER.init(params), rung.data()
+
+    def train(updates):
+        nonlocal params, state
+        for _ in range(updates):
+            params, state, loss = call(params, state, batch)
+        return float(loss)
+
+    return train

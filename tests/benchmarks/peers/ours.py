@@ -5,7 +5,7 @@ import pytensor
 import pytensor.sparse
 import pytensor.tensor as pt
 from pytensor.gradient import zero_grad
-from pytensor.tensor.special import log_softmax
+from pytensor.tensor.special import log_softmax, softmax
 
 import downhill_rms
 from downhill_rms import Dataset, Trainer
@@ -92,6 +92,48 @@ def update_alone(rung, usage=""):
         for index in range(updates):
             trainer.step(rung.gradients[index % 8])
         return float(np.mean([param.get_value(borrow=True).mean() for param in params]))
+
+    return train
+
+
+def normalised(h, scale, shift):
+    """Layer normalisation."""
+    centred = h - h.mean(axis=-1, keepdims=True)
+    deviation = pt.sqrt(pt.sqr(centred).mean(axis=-1, keepdims=True) + np.float32(1e-5))
+    return centred / deviation * scale + shift
+
+
+def encoder(rung, usage=""):
+    """Steps on one minibatch."""
+    params = shared(rung.parameters())
+    letters = pt.imatrix("letters")
+    rows, length, parts = rung.batch, rung.length, rung.heads
+    given = iter(params)
+
+    def heads(h):
+        return h.reshape((rows, length, parts, rung.units // parts)).dimshuffle(0, 2, 1, 3)
+
+    h = next(given)[letters] + next(given)
+    for _ in range(rung.layers):
+        a = normalised(h, next(given), next(given))
+        query, key, value = (heads(a @ next(given)) for _ in range(3))
+        scores = query @ key.dimshuffle(0, 1, 3, 2) * np.float32((rung.units // parts) ** -0.5)
+        mixed = (softmax(scores, axis=-1) @ value).dimshuffle(0, 2, 1, 3)
+        h = h + mixed.reshape((rows, length, rung.units)) @ next(given)
+        a = normalised(h, next(given), next(given))
+        hidden = pt.maximum(a @ next(given) + next(given), np.float32(0))
+        h = h + hidden @ next(given) + next(given)
+    scores = normalised(h, next(given), next(given)) @ next(given)
+    logarithms = log_softmax(scores, axis=-1).reshape((rows * length, rung.characters))
+    loss = -logarithms[pt.arange(rows * length), letters.flatten()].mean()
+    trainer = Trainer(loss, params, [letters], mode=USAGES[usage][0])
+    trainer.set_hyperparameters(**RULE)
+    batch = rung.data()
+
+    def train(updates):
+        for _ in range(updates):
+            values = trainer.step(batch)
+        return values["loss"]
 
     return train
 
