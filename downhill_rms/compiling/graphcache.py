@@ -138,6 +138,18 @@ def flat(fgraph: Any) -> bytes | None:
         return known_place(variable.type), variable.name
 
     entries: list[Any] = []
+    constants: dict[Any, int] = {}
+    made = len(places)  # variables so far
+
+    def add_constant(variable: Any) -> None:
+        nonlocal made
+        entry = (*described(variable), place_of(variable.data))
+        if entry not in constants:
+            constants[entry] = made
+            entries.append(entry)
+            made += 1
+        places[variable] = constants[entry]
+
     try:
         given = [(*described(v), getattr(v, "id", None)) for v in fgraph.inputs]
         for node in fgraph.toposort():
@@ -146,17 +158,15 @@ def flat(fgraph: Any) -> bytes | None:
             for variable in node.inputs:
                 if variable not in places and isinstance(variable, Constant):
                     size += getattr(variable.data, "nbytes", 0)
-                    entries.append((*described(variable), place_of(variable.data)))
-                    places[variable] = len(places)
+                    add_constant(variable)
             inputs = [places[variable] for variable in node.inputs]
-            made = [described(variable) for variable in node.outputs]
-            entries.append((known_place(node.op), inputs, made))
-            for variable in node.outputs:
-                places[variable] = len(places)
+            results = [described(variable) for variable in node.outputs]
+            entries.append((known_place(node.op), inputs, results))
+            places |= zip(node.outputs, range(made, made + len(results)), strict=True)
+            made += len(results)
         for variable in fgraph.outputs:
             if variable not in places:
-                entries.append((*described(variable), place_of(variable.data)))
-                places[variable] = len(places)
+                add_constant(variable)
     except (pickle.PicklingError, TypeError, ValueError, AttributeError, RecursionError):
         log.debug("a graph is not kept", exc_info=True)
         return None

@@ -9,9 +9,10 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
   and a copy of the scan can be given another one.
 - A function that Numba has compiled has its source as ``py_func``.
 - Before 3.3 ``elemwise.store_core_outputs`` makes the body of a loop of an operation's function.
-- In PyTensor's sequence of rewrites, position 1.4 is after sums of sums have become one, at 1; 47.5 is after every one that looks for the replaced
-  operations, before elementwise operations are fused (48) and inner graphs are compiled (49.6);
-  50.45 is after both, just before elementwise operations are made to work in place (50.5).
+- In PyTensor's sequence of rewrites, position 1.4 is after sums of sums have become one, at 1; 47.5
+  is after every one that looks for the replaced operations, before elementwise operations are fused
+  (48) and inner graphs are compiled (49.6); 50.45 is after both, just before elementwise operations
+  are made to work in place (50.5).
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
   ``pullback`` is its gradient.
