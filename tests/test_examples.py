@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytensor
 import pytest
+from scipy.signal import correlate2d
 
-from examples import d2l, text
+from examples import convnet, d2l, text
 
 ROOT = Path(__file__).parent.parent
 FAST = "cxx=,mode=FAST_COMPILE"
@@ -35,6 +36,22 @@ def test_digits_with_the_default_backend():
     output = run("digits", flags="")
     accuracy = float(re.search(r"test accuracy ([\d.]+)%", output).group(1))
     assert accuracy > 96
+
+
+def test_convnet_multiplies_each_neighbourhood():
+    rng = np.random.default_rng(0)
+    images, filters = rng.normal(size=(2, 16, 3)), rng.normal(size=(3, 3, 3, 5))
+    found = convnet.convolution(images, filters.reshape(27, 5), side=4).eval()
+    for sample, filter_ in np.ndindex(2, 5):
+        channels = zip(images[sample].T, filters[..., filter_].transpose(2, 0, 1), strict=True)
+        wanted = sum(correlate2d(image.reshape(4, 4), f, "same") for image, f in channels)
+        np.testing.assert_allclose(found[sample, :, filter_], wanted.ravel(), rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_convnet_with_the_default_backend():
+    accuracy = float(re.search(r"test accuracy ([\d.]+)%", run("convnet", flags="")).group(1))
+    assert accuracy > 98
 
 
 def test_quickstart():
