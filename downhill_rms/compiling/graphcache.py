@@ -121,11 +121,11 @@ def flat(fgraph: Any) -> bytes | None:
     size = 0
 
     def place_of(thing: Any) -> int:
-        buffer = io.BytesIO()
-        pickler = _Pickler(buffer)
-        pickler.fast = True  # not by what is the same object: equal things are the same bytes
-        pickler.dump(thing)
-        return table.setdefault(buffer.getvalue(), len(table))
+        try:
+            pickled = _pickled(thing, by_value=True)
+        except ValueError:  # it holds itself
+            pickled = _pickled(thing, by_value=False)
+        return table.setdefault(pickled, len(table))
 
     known: dict[int, int] = {}
 
@@ -228,6 +228,15 @@ class _Pickler(pickle.Pickler):
                 raise pickle.PicklingError(f"{thing} is not kept")
             return unflattened, (content,)
         return NotImplemented
+
+
+def _pickled(thing: Any, by_value: bool) -> bytes:
+    """The bytes of a thing, the same for equal things if they do not tell what is one object."""
+    buffer = io.BytesIO()
+    pickler = _Pickler(buffer)
+    pickler.fast = by_value
+    pickler.dump(thing)
+    return buffer.getvalue()
 
 
 def _write(path: Path, content: bytes) -> None:

