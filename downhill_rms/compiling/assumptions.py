@@ -9,15 +9,14 @@ nothing is known.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from downhill_rms.compiling import pieces
 from downhill_rms.compiling.internals import (
-    AlreadyThere,
     AssumptionFeature,
     FactState,
     GraphRewriter,
+    attach,
 )
 
 MODULES = ("pytensor.tensor.linalg", "pytensor.tensor.nlinalg", "pytensor.tensor.slinalg")
@@ -44,8 +43,7 @@ class AssumeNothing(GraphRewriter):  # type: ignore[misc]
     def apply(self, fgraph: Any) -> None:
         """Watch the graph."""
         if len(fgraph.apply_nodes) > pieces.SMALL and not any(map(_tells, fgraph.apply_nodes)):
-            with suppress(AlreadyThere):
-                fgraph.attach_feature(NothingKnown())
+            attach(fgraph, NothingKnown())
 
 
 def _tells(node: Any) -> bool:

@@ -10,7 +10,6 @@ in a large graph so do all other operations, with one look at the graph each tim
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import pytensor
@@ -18,7 +17,6 @@ from pytensor.graph.basic import Constant
 
 from downhill_rms.compiling import pieces
 from downhill_rms.compiling.internals import (
-    AlreadyThere,
     DestroyHandler,
     Elemwise,
     GraphRewriter,
@@ -26,6 +24,7 @@ from downhill_rms.compiling.internals import (
     InplaceElemwiseOptimizer,
     ReplaceValidate,
     Supervisor,
+    attach,
 )
 
 
@@ -61,9 +60,7 @@ class InPlace(GraphRewriter):  # type: ignore[misc]
 
     def add_requirements(self, fgraph: Any) -> None:
         """Have the graph watched."""
-        for feature in (DestroyHandler(), ReplaceValidate()):
-            with suppress(AlreadyThere):
-                fgraph.attach_feature(feature)
+        attach(fgraph, DestroyHandler(), ReplaceValidate())
 
 
 class UpdateInPlace(InPlace):
@@ -75,7 +72,7 @@ class UpdateInPlace(InPlace):
             fgraph.outputs[output]: fgraph.inputs[input]
             for output, input in (fgraph.update_mapping or {}).items()
         }
-        protected = _protected(fgraph)
+        protected = protected_inputs(fgraph)
         found = []
         for node in fgraph.toposort():
             if _is_plain(node):
@@ -95,35 +92,29 @@ class OverwriteLastRead(InPlace):
 
     def apply(self, fgraph: Any) -> None:
         """Replace the operations."""
-        order = fgraph.toposort()
-        if len(order) <= pieces.SMALL:
+        if len(fgraph.apply_nodes) <= pieces.SMALL:
             InplaceElemwiseOptimizer().apply(fgraph)
             return
+        order = fgraph.toposort()
         owners = _owners(order)
-        last = {owners.get(v, v): place for place, node in enumerate(order) for v in node.inputs}
-        kept = {*_protected(fgraph), *fgraph.inputs, *fgraph.outputs}
+        last = {owners.get(v, v): node for node in order for v in node.inputs}
+        kept = {*protected_inputs(fgraph), *fgraph.inputs, *fgraph.outputs}
         kept |= {owners.get(variable, variable) for variable in fgraph.outputs}
         found = []
-        for place, node in enumerate(order):
+        for node in order:
             # A number is as quickly made anew.
             if not _is_plain(node) or all(node.outputs[0].type.broadcastable):
                 continue
             arrays = [owners.get(variable, variable) for variable in node.inputs]
-            read = [
+            free = [
                 index
                 for index, array in enumerate(arrays)
-                if last[array] == place
+                if last[array] is node
                 and array not in kept
                 and arrays.count(array) == 1
                 and not isinstance(array, Constant)
             ]
-            pattern = {}
-            for index, output in enumerate(node.outputs):
-                for candidate in read:
-                    if _fits(node.inputs[candidate], output):
-                        pattern[index] = candidate
-                        read.remove(candidate)
-                        break
+            pattern = _fitting(node, free)
             if pattern:
                 found.append((node, Elemwise(node.op.scalar_op, pattern)))
         _replace(fgraph, found)
@@ -132,6 +123,17 @@ class OverwriteLastRead(InPlace):
 def _is_plain(node: Any) -> bool:
     """Whether this is an elementwise operation that overwrites nothing yet."""
     return type(node.op) is Elemwise and not node.op.destroy_map
+
+
+def _fitting(node: Any, free: Sequence[int]) -> dict[int, int]:
+    """For each output of an operation one of these inputs whose array it fits, if there is one."""
+    pattern: dict[int, int] = {}
+    for output, variable in enumerate(node.outputs):
+        for index in free:
+            if index not in pattern.values() and _fits(node.inputs[index], variable):
+                pattern[output] = index
+                break
+    return pattern
 
 
 def _fits(overwritten: Any, output: Any) -> bool:
@@ -155,7 +157,7 @@ def _owners(order: Sequence[Any]) -> dict[Any, Any]:
     return owners
 
 
-def _protected(fgraph: Any) -> set[Any]:
+def protected_inputs(fgraph: Any) -> set[Any]:
     """What PyTensor lets no operation overwrite."""
     return {v for f in fgraph._features if isinstance(f, Supervisor) for v in f.protected}
 

@@ -24,6 +24,7 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -109,7 +110,6 @@ __all__ = [
     "AbstractFunctionGraph",
     "Add",
     "Alloc",
-    "AlreadyThere",
     "Assert",
     "AssumptionFeature",
     "BinaryBitOp",
@@ -176,6 +176,7 @@ __all__ = [
     "VMLinker",
     "ViewOp",
     "WalkingGraphRewriter",
+    "attach",
     "disconnected_type",
     "expand_empty",
     "indices_from_subtensor",
@@ -286,6 +287,13 @@ def overwritten_input(variable: Any) -> Any:
         return None
     index = node.op.destroy_map.get(node.outputs.index(variable))
     return node.inputs[index[0]] if index else None
+
+
+def attach(fgraph: Any, *features: Any) -> None:
+    """Have a graph watched by features, but by one of a kind alone."""
+    for feature in features:
+        with suppress(AlreadyThere):
+            fgraph.attach_feature(feature)
 
 
 def with_rewriters(base: Any, *rewriters: Any) -> Any:
