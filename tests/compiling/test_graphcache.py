@@ -93,6 +93,23 @@ def test_other_settings_and_other_rewrites_are_told_apart(rewritings):
         assert bool(loops) is (given is not mode)
 
 
+def test_an_input_that_may_be_overwritten_is_told_from_one_that_may_not():
+    x = pt.fvector("x")
+    value = pt.set_subtensor(x[0], 1)
+    for _ in range(12):  # a sum keeps each step from being fused with the next
+        value = pt.exp(-value) * np.float32(0.5) + value.sum()
+    for mutable in (True, False):
+        given = pytensor.In(x, mutable=mutable)
+        graph = pytensor.function([given], value, mode=training_mode(REWRITTEN)).maker.fgraph
+        overwritten = [
+            node.inputs[index]
+            for node in graph.apply_nodes
+            for (index,) in node.op.destroy_map.values()
+        ]
+        assert (graph.inputs[0] in overwritten) is mutable
+    assert len(kept()) == 2
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80", None])
 def test_a_damaged_file_is_written_anew(content, rewritings):
     network()
