@@ -83,8 +83,7 @@ class CompiledFunction:
         self.say(text)
         started = time.perf_counter()
         try:
-            with quick_building():
-                result = self._build_and_call(batch)
+            result = self._build_and_call(batch)
         except Exception as error:
             if "JAXLinker" in linkers(self.mode):
                 self._explain_lengths(error)
@@ -116,6 +115,7 @@ class CompiledFunction:
                 "mode, as Trainer(..., mode='NUMBA')."
             ) from error
 
+    @quick_building()
     def build(self) -> Any:
         """The PyTensor function, compiled as far as PyTensor does it before the first call."""
         return pytensor.function(

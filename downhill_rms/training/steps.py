@@ -195,7 +195,6 @@ class Steps:
         refuse_unknown(keywords, [*Hyperparameters.names(), *OPTIONS])
         return self.hyperparameters.replace(**keywords)
 
-    @quick_building()
     def use(self, keywords: Mapping[str, Any], updates_per_call: int | None = None) -> None:
         """Put changed hyperparameters in force; a new structure is compiled at the next update."""
         new = self.changed(keywords)
@@ -209,7 +208,8 @@ class Steps:
         self.hyperparameters = new
         key = (new.structure, self.updates_per_call > 1)
         if key not in self._updates:
-            self._updates[key] = self._function("RMSProp update", *self._call(new))
+            with quick_building():
+                self._updates[key] = self._function("RMSProp update", *self._call(new))
         self._update = self._updates[key]
         # Only functions that need the count advance it by themselves.
         self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
