@@ -12,7 +12,8 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - In PyTensor's sequence of rewrites, position 1.4 is after sums of sums have become one, at 1; 47.5
   is after every one that looks for the replaced operations, before elementwise operations are fused
   (48) and inner graphs are compiled (49.6); 50.45 is after both, just before elementwise operations
-  are made to work in place (50.5).
+  are made to work in place (50.5); 99.9 is just before the last fusions, at 100, which there are
+  since 3.1.
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
   ``pullback`` is its gradient.
@@ -35,7 +36,7 @@ from pytensor.compile.mode import NUMBA, Mode, get_mode, optdb, predefined_optim
 from pytensor.compile.ops import DeepCopyOp, ViewOp
 from pytensor.gradient import disconnected_type
 from pytensor.graph.destroyhandler import DestroyHandler
-from pytensor.graph.features import AlreadyThere, ReplaceValidate
+from pytensor.graph.features import AlreadyThere, FullHistory, ReplaceValidate
 from pytensor.graph.fg import AbstractFunctionGraph
 from pytensor.graph.rewriting.basic import (
     GraphRewriter,
@@ -99,6 +100,7 @@ from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subt
 from pytensor.tensor.type import DenseTensorType
 
 __all__ = [
+    "BEFORE_FUSION",
     "BEFORE_IN_PLACE",
     "CANONICAL",
     "EQ",
@@ -127,6 +129,7 @@ __all__ = [
     "Elemwise",
     "Exp",
     "FactState",
+    "FullHistory",
     "GraphRewriter",
     "Identity",
     "IncSubtensor",
@@ -181,6 +184,7 @@ __all__ = [
     "expand_empty",
     "indices_from_subtensor",
     "jax_dispatch",
+    "last_fusions",
     "node_rewriter",
     "numba_dispatch",
     "numba_internals",
@@ -193,6 +197,7 @@ __all__ = [
 ]
 
 FIRST, CANONICAL, POSITION, BEFORE_IN_PLACE, IN_PLACE = -1.0, 1.4, 47.5, 50.45, 50.5
+BEFORE_FUSION, FUSION = 99.9, "fuse_indexed_into_elemwise"
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 
 ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise"}
@@ -294,6 +299,12 @@ def attach(fgraph: Any, *features: Any) -> None:
     for feature in features:
         with suppress(AlreadyThere):
             fgraph.attach_feature(feature)
+
+
+def last_fusions(mode: Any) -> Any:
+    """The rewriter of a mode that fuses what has begun to work in place; None if it has none."""
+    query = mode._optimizer
+    return optdb[FUSION].query(query) if FUSION in optdb and FUSION not in query.exclude else None
 
 
 def with_rewriters(base: Any, *rewriters: Any) -> Any:

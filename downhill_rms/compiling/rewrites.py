@@ -20,9 +20,11 @@ from typing import Any
 
 from downhill_rms.compiling import copies, linker, products, softmax, sums
 from downhill_rms.compiling.assumptions import AssumeNothing
+from downhill_rms.compiling.fusing import FuseTogether
 from downhill_rms.compiling.graphcache import CachingMode
 from downhill_rms.compiling.inplace import OverwriteLastRead, SuperviseQuickly, UpdateInPlace
 from downhill_rms.compiling.internals import (
+    BEFORE_FUSION,
     BEFORE_IN_PLACE,
     CANONICAL,
     FIRST,
@@ -36,6 +38,7 @@ from downhill_rms.compiling.internals import (
     Softplus,
     Tanh,
     WalkingGraphRewriter,
+    last_fusions,
     node_rewriter,
     numba_dispatch,
     with_rewriters,
@@ -57,6 +60,8 @@ def numba_mode(base: Any) -> Any:
         (UpdateInPlace(), BEFORE_IN_PLACE),
         (OverwriteLastRead(), IN_PLACE),
     )
+    if fusions := last_fusions(base):
+        rewritten = rewritten.register((FuseTogether(fusions), BEFORE_FUSION))
     return CachingMode(linker.PiecewiseLinker(), rewritten.provided_optimizer)
 
 
