@@ -18,7 +18,13 @@ from typing import Any
 from pytensor.graph.basic import Apply, Constant, NominalVariable
 from pytensor.graph.fg import FunctionGraph
 
-from downhill_rms.compiling.internals import DestroyHandler, ReplaceValidate, Scan, attach
+from downhill_rms.compiling.internals import (
+    DestroyHandler,
+    ReplaceValidate,
+    Scan,
+    attach,
+    frozendict,
+)
 
 log = logging.getLogger(__name__)
 
@@ -167,4 +173,6 @@ class _Pickler(pickle.Pickler):
             if content is None:
                 raise pickle.PicklingError(f"{thing} is not kept")
             return _unflattened, (content,)
+        if type(thing) is frozendict:  # with its hash, if it was asked for it
+            return frozendict, (dict(thing),)
         return NotImplemented

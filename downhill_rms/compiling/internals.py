@@ -48,6 +48,7 @@ from pytensor.graph.rewriting.basic import (
 from pytensor.graph.utils import InconsistencyError
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.vm import VMLinker
+from pytensor.misc.frozendict import frozendict
 from pytensor.raise_op import Assert, CheckAndRaise
 from pytensor.scalar.basic import (
     EQ,
@@ -182,6 +183,7 @@ __all__ = [
     "attach",
     "disconnected_type",
     "expand_empty",
+    "frozendict",
     "indices_from_subtensor",
     "jax_dispatch",
     "last_fusions",
