@@ -224,14 +224,16 @@ def test_the_child_dies_with_a_parent_that_is_killed(tmp_path):
 
 # A process that outlives a run that was shorter than compiling.
 
+PARABOLA = "((p - 3) ** 2).sum()"
 SHORT = """
 import json, sys
 import numpy as np, pytensor
+import pytensor.tensor as pt
 import downhill_rms as dr
 from downhill_rms.compiling import compile_alone
 
 p = pytensor.shared(np.array([1.0, -2.0]), name="p")
-trainer = dr.Trainer(((p - 3) ** 2).sum(), mode="tiered")
+trainer = dr.Trainer({loss}, mode="tiered")
 trainer.set_hyperparameters(learning_rate=0.001, rms_halflife=5, rms_regularizer=1e-4)
 trainer.step()
 trainer.evaluate(None)
@@ -240,9 +242,9 @@ print(json.dumps([compile_alone(int(sys.argv[1])), compile_alone(int(sys.argv[1]
 
 
 @contextmanager
-def left_alone(cache, seconds):
+def left_alone(cache, seconds, loss=PARABOLA):
     """Process id of what a short program has left behind; it is gone afterwards in any case."""
-    (process, second), _ = run_program(cache, "-c", SHORT, str(seconds))
+    (process, second), _ = run_program(cache, "-c", SHORT.format(loss=loss), str(seconds))
     try:
         assert second is None  # there was nothing left to do
         yield process
@@ -281,14 +283,15 @@ def test_what_a_short_run_leaves_is_compiled_afterwards(cold):
             time.sleep(0.02)
         assert lowest == 19
     assert len(markers(cache)) == 2  # the evaluation had only waited
-    (process, _), log = run_program(cache, "-c", SHORT, str(PATIENCE))
+    (process, _), log = run_program(cache, "-c", SHORT.format(loss=PARABOLA), str(PATIENCE))
     assert process is None
     assert "child" not in log
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 def test_what_is_left_alone_has_a_time_limit(tmp_path):
-    with left_alone(tmp_path, seconds=1) as process:
+    slow = "pt.linalg.solve(np.eye(2) + p * p[:, None], p).sum()"  # to compile
+    with left_alone(tmp_path, seconds=1, loss=slow) as process:
         wait_for_end(process)
     assert not markers(tmp_path)  # on an empty cache there was more to do
 
