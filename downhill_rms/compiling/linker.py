@@ -197,6 +197,7 @@ class Source:
         # Numba's cache asks for an importable module.
         self.scope: dict[str, Any] = {"__name__": __name__, "array": np.array}
         self._keys: list[Any] = []
+        self._constants: dict[Any, str] = {}
         self._types = [variable.type for variable in inputs]
         self.lines: list[str] = []
         for variable in filter(is_number, inputs):
@@ -213,22 +214,23 @@ class Source:
         self.scope[name] = function
         self._keys.append(key)
         self._types += [variable.type for variable in (*node.inputs, *node.outputs)]
-        for variable in node.outputs:
-            self.names[variable] = f"v{len(self.names)}"
-        results = ", ".join(self.names[variable] for variable in node.outputs)
-        return f"{results} = {name}({arguments})"
+        made = [f"v{len(self._keys)}_{index}" for index in range(len(node.outputs))]
+        self.names |= zip(node.outputs, made, strict=True)
+        return f"{', '.join(made)} = {name}({arguments})"
 
     def name_of(self, variable: Any) -> str:
-        """What a variable is called, which may be a constant."""
-        name = self.names.get(variable)
-        if name is None:
+        """What a variable is called, which may be a constant; equal ones have one name."""
+        if variable not in self.names:
             assert isinstance(variable, Constant)
             numba = numba_dispatch()
-            name = self.names[variable] = f"c{len(self.names)}"
-            data = numba.constant(variable.data, variable=variable)
-            self.scope[name] = freezable(data)
-            self._keys.append((name, numba.constant_key(variable.data)))
-        return name
+            key = numba.constant_key(variable.data)
+            name = self._constants.setdefault((variable.type, key), f"c{len(self._constants)}")
+            self.names[variable] = name
+            if name not in self.scope:
+                data = numba.constant(variable.data, variable=variable)
+                self.scope[name] = freezable(data)
+                self._keys.append((name, key))
+        return self.names[variable]
 
     def returned(self, variable: Any) -> str:
         """A variable that another function is given."""

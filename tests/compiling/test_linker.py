@@ -11,7 +11,9 @@ import pytest
 from numba.core import event
 from numba.core.registry import cpu_target
 from pytensor.graph.basic import Apply
+from pytensor.graph.fg import FunctionGraph
 from pytensor.graph.op import Op
+from pytensor.tensor.variable import TensorConstant
 
 from downhill_rms.compiling import linker, nativecode
 from downhill_rms.compiling.compiled import is_cached
@@ -330,3 +332,14 @@ def test_numba_is_as_it_was_after_an_error():
     with pytest.raises(numba.TypingError):
         whole(lambda x: x.nothing)(3)
     assert vars(codegen) == before
+
+
+def test_whether_equal_constants_are_one_is_no_difference():
+    # In a graph that was read from disk they may be, or not, for the same operations.
+    x, two = pt.dvector("x"), pt.constant(np.array([2.0, 3.0]))
+    keys = set()
+    for other in (two, TensorConstant(two.type, two.data), pt.constant(np.array([2.0, 3.5]))):
+        graph = FunctionGraph([x], [(x + two) * (x - other) * x], clone=False)
+        keys.add(linker.Source([x], graph.toposort(), "product").key("return"))
+    assert None not in keys
+    assert len(keys) == 2
