@@ -129,6 +129,49 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class Convnet:
+    """A residual network of convolutions, 3 x 3, on images of one colour.
+
+    Attributes
+    ----------
+    blocks, channels : int
+        Residual blocks of two convolutions each, and the channels between them.
+    """
+
+    blocks: int
+    updates: int
+    contestants: tuple[str, ...]
+    channels: int = 24
+    side: int = 8
+    classes: int = 10
+    batch: int = 32
+    kind = "convnet"
+
+    @property
+    def title(self):
+        """What the table calls it."""
+        return f"convolutions, {self.blocks} residual blocks of {self.channels} channels"
+
+    def parameters(self):
+        """Weights, (9 * channels, filters), and biases of each layer."""
+        rng = np.random.default_rng(0)
+        n = self.channels
+        rows = [9, *[9 * n] * (2 * self.blocks), (self.side // 2) ** 2 * n]
+        columns = [*[n] * (2 * self.blocks + 1), self.classes]
+        layers = []
+        for a, b in zip(rows, columns, strict=True):
+            weights = rng.standard_normal((a, b)) / np.sqrt(a)
+            layers += [weights.astype("float32"), np.zeros(b, "float32")]
+        return layers
+
+    def data(self):
+        """A minibatch of images as rows, and their classes."""
+        rng = np.random.default_rng(1)
+        x = rng.random((self.batch, self.side**2), dtype="float32")
+        return x, rng.integers(0, self.classes, self.batch, dtype="int32")
+
+
+@dataclass(frozen=True)
 class LanguageModel:
     """A recurrent network that predicts the next character.
 
@@ -320,6 +363,7 @@ DEPTH = {
         count: UpdateAlone(f"{count} arrays", count, 1_000_000 // count, 20, WARM)
         for count in (40, 100, 400)
     },
+    "convnet": {count: Convnet(count, 20, WARM) for count in (2, 5, 20)},
     "encoder": {count: Encoder(count, 5, WARM) for count in (2, 6, 12, 30)},
 }
 

@@ -218,14 +218,41 @@ def encoder(rung, usage=""):
         scores = normalised(h, next(given), next(given)) @ next(given)
         return optax.softmax_cross_entropy_with_integer_labels(scores, letters).mean()
 
+    return steps(loss_of, rung.parameters(), rung.data())
+
+
+def convnet(rung, usage=""):
+    """A jitted update, called with one minibatch."""
+    side, layout = rung.side, ("NHWC", "HWIO", "NHWC")
+
+    def convolution(h, weights):
+        filters = weights.reshape(3, 3, h.shape[3], weights.shape[1])
+        return jax.lax.conv_general_dilated(h, filters, (1, 1), "SAME", dimension_numbers=layout)
+
+    def loss_of(params, x, y):
+        given = iter(params)
+        h = x.reshape(rung.batch, side, side, 1)
+        h = jnp.maximum(convolution(h, next(given)) + next(given), 0)
+        for _ in range(rung.blocks):
+            inner = jnp.maximum(convolution(h, next(given)) + next(given), 0)
+            h = jnp.maximum(h + convolution(inner, next(given)) + next(given), 0)
+        h = h.reshape(rung.batch, side // 2, 2, side // 2, 2, rung.channels).max(axis=(2, 4))
+        scores = h.reshape(rung.batch, -1) @ next(given) + next(given)
+        return optax.softmax_cross_entropy_with_integer_labels(scores, y).mean()
+
+    return steps(loss_of, rung.parameters(), *rung.data())
+
+
+def steps(loss_of, values, *batch):
+    """Updates on one minibatch."""
     call = jax.jit(update_by(loss_of), donate_argnums=(0, 1))
-    params = [jnp.asarray(array) for array in rung.parameters()]
-    state, batch = OPTIMISER.init(params), rung.data()
+    params = [jnp.asarray(value) for value in values]
+    state = OPTIMISER.init(params)
 
     def train(updates):
         nonlocal params, state
         for _ in range(updates):
-            params, state, loss = call(params, state, batch)
+            params, state, loss = call(params, state, *batch)
         return float(loss)
 
     return train

@@ -9,6 +9,7 @@ from pytensor.tensor.special import log_softmax, softmax
 
 import downhill_rms
 from downhill_rms import Dataset, Trainer
+from examples.convnet import convolution, pooled
 from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE
 
 RULE = {
@@ -126,9 +127,28 @@ def encoder(rung, usage=""):
     scores = normalised(h, next(given), next(given)) @ next(given)
     logarithms = log_softmax(scores, axis=-1).reshape((rows * length, rung.characters))
     loss = -logarithms[pt.arange(rows * length), letters.flatten()].mean()
-    trainer = Trainer(loss, params, [letters], mode=USAGES[usage][0])
+    return steps(Trainer(loss, params, [letters], mode=USAGES[usage][0]), rung.data())
+
+
+def convnet(rung, usage=""):
+    """The layers of ``examples/convnet.py``, on one minibatch."""
+    params = shared(rung.parameters())
+    x, y = pt.fmatrix("x"), pt.ivector("y")
+    given = iter(params)
+    h = x.reshape((rung.batch, rung.side**2, 1))
+    h = pt.maximum(convolution(h, next(given), rung.side) + next(given), 0)
+    for _ in range(rung.blocks):
+        inner = pt.maximum(convolution(h, next(given), rung.side) + next(given), 0)
+        h = pt.maximum(h + convolution(inner, next(given), rung.side) + next(given), 0)
+    scores = pooled(h, rung.side) @ next(given) + next(given)
+    loss = cross_entropy(scores, y, rung.classes)
+    trainer = Trainer(loss, params, [x, y], mode=USAGES[usage][0])
+    return steps(trainer, rung.data())
+
+
+def steps(trainer, batch):
+    """Steps on one minibatch."""
     trainer.set_hyperparameters(**RULE)
-    batch = rung.data()
 
     def train(updates):
         for _ in range(updates):

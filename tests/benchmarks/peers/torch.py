@@ -106,6 +106,77 @@ def language_model(rung):
     return train
 
 
+def encoder(rung):
+    """The layers as functions of tensors, on one minibatch."""
+    parts, width = rung.heads, rung.units // rung.heads
+    letters = torch.from_numpy(rung.data()).long()
+    rows, length = letters.shape
+
+    def heads(h):
+        return h.reshape(rows, length, parts, width).transpose(1, 2)
+
+    def loss_of(params):
+        given = iter(params)
+
+        def normalised(h):
+            return nn.functional.layer_norm(h, (rung.units,), next(given), next(given))
+
+        h = next(given)[letters] + next(given)
+        for _ in range(rung.layers):
+            a = normalised(h)
+            query, key, value = (heads(a @ next(given)) for _ in range(3))
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+            h = h + mixed.transpose(1, 2).reshape(h.shape) @ next(given)
+            a = normalised(h)
+            hidden = torch.relu(a @ next(given) + next(given))
+            h = h + hidden @ next(given) + next(given)
+        scores = normalised(h) @ next(given)
+        return nn.functional.cross_entropy(scores.flatten(0, 1), letters.flatten())
+
+    return steps(loss_of, [torch.from_numpy(array) for array in rung.parameters()])
+
+
+def convnet(rung):
+    """Convolutions as functions of tensors, on one minibatch."""
+    x, y = map(torch.from_numpy, rung.data())
+    x, y = x.reshape(rung.batch, 1, rung.side, rung.side), y.long()
+    values = list(map(torch.from_numpy, rung.parameters()))
+    for index in range(0, len(values) - 2, 2):
+        filters = values[index].reshape(3, 3, -1, rung.channels)
+        values[index] = filters.permute(3, 2, 0, 1).contiguous()
+
+    def loss_of(params):
+        given = iter(params)
+
+        def convolution(h):
+            return nn.functional.conv2d(h, next(given), next(given), padding=1)
+
+        h = torch.relu(convolution(x))
+        for _ in range(rung.blocks):
+            h = torch.relu(h + convolution(torch.relu(convolution(h))))
+        h = nn.functional.max_pool2d(h, 2).permute(0, 2, 3, 1).flatten(1)
+        return nn.functional.cross_entropy(h @ next(given) + next(given), y)
+
+    return steps(loss_of, values)
+
+
+def steps(loss_of, params):
+    """Updates on one minibatch."""
+    for param in params:
+        param.requires_grad_()
+    optimiser = optimiser_of(params)
+
+    def train(updates):
+        for _ in range(updates):
+            optimiser.zero_grad()
+            loss = loss_of(params)
+            loss.backward()
+            optimiser.step()
+        return loss.item()
+
+    return train
+
+
 def sparse(rung):
     """Logistic regression on sparse CSR tensors, made of each minibatch beforehand."""
     x, y = rung.data()
