@@ -107,6 +107,7 @@ def replace_elementwise(fgraph: Any, node: Any) -> list[Any] | None:
 REWRITERS = (
     copies.rows_before_zeros,
     copies.contiguous_inputs,
+    products.replace_sum_of_products,
     products.replace_dot,
     softmax.replace_softmax,
     replace_elementwise,

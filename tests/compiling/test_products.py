@@ -46,6 +46,50 @@ def test_a_product_with_a_one_hot_matrix_and_its_gradient(name, dtype):
     np.testing.assert_allclose(gradient, 2 * hot.T @ (hot @ W), rtol=rtol)
 
 
+def batch(name, dtype="float32"):
+    return pt.tensor(name, dtype=dtype, shape=(None, None, None))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (1, 4, 5), (3, 1, 1), (0, 4, 5)])
+def test_the_gradient_of_a_matrix_that_a_batch_is_multiplied_with(shape):
+    x, w = batch("x"), pt.fmatrix("w")
+    function = compiled([x, w], pt.grad(pt.sqr(x @ w).sum(), w))
+    assert "BatchedDot" not in operations(function)
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal(shape, dtype="float32")
+    b = rng.standard_normal((shape[2], 2), dtype="float32")
+    wanted = 2 * np.einsum("bni,bno->io", a.astype(float), a.astype(float) @ b)
+    np.testing.assert_allclose(function(a, b), wanted, rtol=1e-5, atol=1e-6)
+
+
+def gradient(x, y):
+    return x.dimshuffle(0, 2, 1) @ y
+
+
+@pytest.mark.parametrize(
+    ("build", "number"),
+    [
+        (lambda x, y: gradient(x, y).sum(axis=0), 0),
+        (lambda x, y: gradient(x, y).sum(axis=1), 1),
+        (lambda x, y: gradient(x, y).sum(), 1),
+        (lambda x, y: [gradient(x, y).sum(axis=0), gradient(x, y)], 1),
+        (lambda x, y: (x[:, :, :4] @ y).sum(axis=0), 1),
+    ],
+)
+def test_sums_of_products_that_are_one_product(build, number):
+    x, y = batch("x"), batch("y")
+    outputs = build(x, y)
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    function = compiled([x, y], outputs)
+    assert operations(function).count("BatchedDot") == number
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((3, 4, 5), dtype="float32")
+    b = rng.standard_normal((3, 4, 2), dtype="float32")
+    wanted = pytensor.function([x, y], outputs, mode="FAST_COMPILE")(a, b)
+    for one, other in zip(function(a, b), wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 NOT_ONE_HOT = {
     "other numbers": lambda t: pt.eq(t.reshape((-1, 1)), np.array([0, 1, 2, 4, 3])),
     "several columns": lambda t: pt.eq(t.reshape((-1, 5)), pt.arange(5)),
