@@ -97,7 +97,13 @@ from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.rewriting.elemwise import InplaceElemwiseOptimizer
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
 from pytensor.tensor.special import LogSoftmax, Softmax
-from pytensor.tensor.subtensor import IncSubtensor, Subtensor, indices_from_subtensor
+from pytensor.tensor.subtensor import (
+    AdvancedIncSubtensor,
+    AdvancedSubtensor,
+    IncSubtensor,
+    Subtensor,
+    indices_from_subtensor,
+)
 from pytensor.tensor.type import DenseTensorType
 
 __all__ = [
@@ -112,6 +118,8 @@ __all__ = [
     "Abs",
     "AbstractFunctionGraph",
     "Add",
+    "AdvancedIncSubtensor",
+    "AdvancedSubtensor",
     "Alloc",
     "Assert",
     "AssumptionFeature",

@@ -9,7 +9,8 @@ rewrites for stability, and replace one operation by another that computes the s
 - in single precision tanh, exp, sigmoid, log1p, softplus and softmax by those of `float32`, which
   take a tenth of the time or less, and which stay as fast where several of them are fused into one
   loop;
-- arrays that would only be copied by themselves (`copies`).
+- arrays that would only be copied by themselves (`copies`), and columns that constant indices take
+  (`columns`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
-from downhill_rms.compiling import copies, linker, products, softmax, sums
+from downhill_rms.compiling import columns, copies, linker, products, softmax, sums
 from downhill_rms.compiling.assumptions import AssumeNothing
 from downhill_rms.compiling.fusing import FuseTogether
 from downhill_rms.compiling.graphcache import CachingMode
@@ -57,6 +58,8 @@ def numba_mode(base: Any) -> Any:
         (SuperviseQuickly(), FIRST),
         (AssumeNothing(), FIRST + 1e-6),
         (SharePartialSums(), CANONICAL),
+        (WalkingGraphRewriter(columns.replace_taking), CANONICAL + 1e-6),
+        (WalkingGraphRewriter(columns.replace_adding), CANONICAL + 2e-6),
         (UpdateInPlace(), BEFORE_IN_PLACE),
         (OverwriteLastRead(), IN_PLACE),
     )
@@ -120,7 +123,7 @@ def teach_numba() -> None:
     from downhill_rms.compiling import float32
 
     numba = numba_dispatch()
-    for module in (products, copies, softmax, linker, sums):
+    for module in (products, columns, copies, softmax, linker, sums):
         module.register(numba)
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.
