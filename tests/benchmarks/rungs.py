@@ -129,6 +129,45 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class Operation:
+    """The sum of an operation's squares, and its gradients by all arrays that it is given.
+
+    Attributes
+    ----------
+    name : str
+        By which the contestants know the operation.
+    shapes : tuple of tuple of int
+        Of the arrays.
+    classes : int or None
+        For an operation that is given integers below this number too, of the shape ``taken``.
+    """
+
+    name: str
+    shapes: tuple[tuple[int, ...], ...]
+    updates: int
+    contestants: tuple[str, ...]
+    classes: int | None = None
+    taken: tuple[int, ...] = ()
+    kind = "operation"
+
+    @property
+    def title(self):
+        """What the table calls it."""
+        sizes = ", ".join(" x ".join(map(str, shape)) for shape in (*self.shapes, self.taken))
+        return f"with its gradients, {sizes.removesuffix(', ')}"
+
+    def arrays(self):
+        """What is differentiated by, in single precision."""
+        rng = np.random.default_rng(0)
+        return [rng.standard_normal(shape).astype("float32") / 4 for shape in self.shapes]
+
+    def integers(self):
+        """What is given besides."""
+        rng = np.random.default_rng(1)
+        return [rng.integers(0, self.classes, self.taken, dtype="int32")] if self.taken else []
+
+
+@dataclass(frozen=True)
 class Convnet:
     """A residual network of convolutions, 3 x 3, on images of one colour.
 
@@ -353,6 +392,22 @@ GROWTH = {
     },
 }
 
+# Operations alone.
+OPERATIONS = {
+    operation.name: operation
+    for operation in (
+        Operation("batched product", ((64, 32, 16), (64, 16, 32)), 200, WARM),
+        Operation("batch by matrix", ((16, 32, 64), (64, 256)), 200, WARM),
+        Operation("softmax", ((16, 4, 32, 32),), 200, WARM),
+        Operation("log softmax", ((512, 32),), 200, WARM),
+        Operation("layer norm", ((512, 64), (64,), (64,)), 200, WARM),
+        Operation("embedding", ((1000, 64),), 200, WARM, 1000, (16, 32)),
+        Operation("convolution by indices", ((32, 64, 24), (9 * 24, 24)), 50, WARM),
+        Operation("convolve1d", ((64, 1000), (9,)), 50, WARM),
+        Operation("convolve2d", ((256, 256), (3, 3)), 20, WARM),
+    )
+}
+
 # Rungs that differ in what there is to compile; `depth` measures them on an empty cache.
 DEPTH = {
     "layers": {
@@ -380,6 +435,8 @@ def recurrent(name):
 def rung_of(name):
     """What a name stands for."""
     what, _, size = name.partition(" ")
+    if name in OPERATIONS:
+        return OPERATIONS[name]
     if "-" in size:
         return recurrent(name)
     if what == "deep":

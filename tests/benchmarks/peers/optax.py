@@ -221,21 +221,57 @@ def encoder(rung, usage=""):
     return steps(loss_of, rung.parameters(), rung.data())
 
 
+def convolved(images, weights):
+    """The convolution of images, channels last, with filters in columns."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    filters = weights.reshape(3, 3, images.shape[3], -1)
+    return jax.lax.conv_general_dilated(images, filters, (1, 1), "SAME", dimension_numbers=layout)
+
+
+OPERATIONS = {
+    "batched product": jnp.matmul,
+    "batch by matrix": jnp.matmul,
+    "softmax": jax.nn.softmax,
+    "log softmax": jax.nn.log_softmax,
+    "layer norm": normalised,
+    "embedding": lambda table, rows: table[rows],
+    "convolution by indices": lambda x, w: convolved(x.reshape(len(x), 8, 8, -1), w),
+    "convolve1d": jax.vmap(lambda x, w: jnp.convolve(x, w, mode="same"), in_axes=(0, None)),
+    "convolve2d": lambda x, w: jax.scipy.signal.convolve2d(x, w, mode="same"),
+}
+
+
+def operation(rung):
+    """An operation and its gradients, jitted."""
+    arrays, integers = list(map(jnp.asarray, rung.arrays())), rung.integers()
+
+    @jax.jit
+    def call(arrays, *integers):
+        def total(arrays):
+            return jnp.sum(OPERATIONS[rung.name](*arrays, *integers) ** 2)
+
+        return jax.value_and_grad(total)(arrays)
+
+    def train(updates):
+        for _ in range(updates):
+            answer = call(arrays, *integers)
+        total, _ = jax.block_until_ready(answer)
+        return float(total)
+
+    return train
+
+
 def convnet(rung, usage=""):
     """A jitted update, called with one minibatch."""
-    side, layout = rung.side, ("NHWC", "HWIO", "NHWC")
-
-    def convolution(h, weights):
-        filters = weights.reshape(3, 3, h.shape[3], weights.shape[1])
-        return jax.lax.conv_general_dilated(h, filters, (1, 1), "SAME", dimension_numbers=layout)
+    side = rung.side
 
     def loss_of(params, x, y):
         given = iter(params)
         h = x.reshape(rung.batch, side, side, 1)
-        h = jnp.maximum(convolution(h, next(given)) + next(given), 0)
+        h = jnp.maximum(convolved(h, next(given)) + next(given), 0)
         for _ in range(rung.blocks):
-            inner = jnp.maximum(convolution(h, next(given)) + next(given), 0)
-            h = jnp.maximum(h + convolution(inner, next(given)) + next(given), 0)
+            inner = jnp.maximum(convolved(h, next(given)) + next(given), 0)
+            h = jnp.maximum(h + convolved(inner, next(given)) + next(given), 0)
         h = h.reshape(rung.batch, side // 2, 2, side // 2, 2, rung.channels).max(axis=(2, 4))
         scores = h.reshape(rung.batch, -1) @ next(given) + next(given)
         return optax.softmax_cross_entropy_with_integer_labels(scores, y).mean()

@@ -5,10 +5,12 @@ import pytensor
 import pytensor.sparse
 import pytensor.tensor as pt
 from pytensor.gradient import zero_grad
+from pytensor.tensor.signal import convolve1d, convolve2d
 from pytensor.tensor.special import log_softmax, softmax
 
 import downhill_rms
 from downhill_rms import Dataset, Trainer
+from downhill_rms.compiling.modes import REWRITTEN, training_mode
 from examples.convnet import convolution, pooled
 from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE
 
@@ -128,6 +130,42 @@ def encoder(rung, usage=""):
     logarithms = log_softmax(scores, axis=-1).reshape((rows * length, rung.characters))
     loss = -logarithms[pt.arange(rows * length), letters.flatten()].mean()
     return steps(Trainer(loss, params, [letters], mode=USAGES[usage][0]), rung.data())
+
+
+def neighbours(x, w):
+    """The convolution of images as in ``examples/convnet.py``."""
+    return convolution(x, w, side=8)
+
+
+OPERATIONS = {
+    "batched product": lambda x, y: x @ y,
+    "batch by matrix": lambda x, w: x @ w,
+    "softmax": lambda x: softmax(x, axis=-1),
+    "log softmax": lambda x: log_softmax(x, axis=-1),
+    "layer norm": normalised,
+    "embedding": lambda table, rows: table[rows],
+    "convolution by indices": neighbours,
+    "convolve1d": lambda x, w: convolve1d(x, w[None], mode="same"),
+    "convolve2d": lambda x, w: convolve2d(x, w, mode="same"),
+}
+
+
+def operation(rung):
+    """A function compiled as a training step is."""
+    arrays, integers = rung.arrays(), rung.integers()
+    given = [pt.tensor(dtype="float32", shape=(None,) * array.ndim) for array in arrays]
+    others = [pt.tensor(dtype="int32", shape=(None,) * array.ndim) for array in integers]
+    total = pt.sqr(OPERATIONS[rung.name](*given, *others)).sum()
+    outputs = [total, *pt.grad(total, given)]
+    mode = training_mode(REWRITTEN)
+    function = pytensor.function([*given, *others], outputs, mode=mode, trust_input=True)
+
+    def train(updates):
+        for _ in range(updates):
+            total, *_ = function(*arrays, *integers)
+        return float(total)
+
+    return train
 
 
 def convnet(rung, usage=""):

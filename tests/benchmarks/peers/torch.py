@@ -136,6 +136,42 @@ def encoder(rung):
     return steps(loss_of, [torch.from_numpy(array) for array in rung.parameters()])
 
 
+def convolved(x, w):
+    """The convolution of images whose places are in a row."""
+    filters = w.reshape(3, 3, x.shape[2], -1).permute(3, 2, 0, 1)
+    images = x.reshape(len(x), 8, 8, -1).permute(0, 3, 1, 2)
+    return nn.functional.conv2d(images, filters, padding=1)
+
+
+OPERATIONS = {
+    "batched product": torch.matmul,
+    "batch by matrix": torch.matmul,
+    "softmax": lambda x: torch.softmax(x, -1),
+    "log softmax": lambda x: torch.log_softmax(x, -1),
+    "layer norm": lambda x, scale, shift: nn.functional.layer_norm(x, scale.shape, scale, shift),
+    "embedding": lambda table, rows: nn.functional.embedding(rows, table),
+    "convolution by indices": convolved,
+    "convolve1d": lambda x, w: nn.functional.conv1d(x[:, None], w.flip(0)[None, None], padding=4),
+    "convolve2d": lambda x, w: nn.functional.conv2d(
+        x[None, None], w.flip(0, 1)[None, None], padding=1
+    ),
+}
+
+
+def operation(rung):
+    """An operation and its gradients, one after the other."""
+    arrays = [torch.from_numpy(array).requires_grad_() for array in rung.arrays()]
+    integers = list(map(torch.from_numpy, rung.integers()))
+
+    def train(updates):
+        for _ in range(updates):
+            total = OPERATIONS[rung.name](*arrays, *integers).square().sum()
+            torch.autograd.grad(total, arrays)
+        return total.item()
+
+    return train
+
+
 def convnet(rung):
     """Convolutions as functions of tensors, on one minibatch."""
     x, y = map(torch.from_numpy, rung.data())
