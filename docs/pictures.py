@@ -41,6 +41,27 @@ def growth():
     return figure
 
 
+def depth():
+    """What compiling takes by layers, as ``tests.benchmarks.depth`` measured it."""
+    found = json.loads((Path(__file__).parent / "depth.json").read_text())
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    names = {"ours": "downhill_rms", "ours:plain": "PyTensor's own mode", "optax": "optax"}
+    for index, what in enumerate(("layers", "encoder"), start=1):
+        axes = figure.add_subplot(1, 2, index)
+        rungs = {int(rung.split()[-1]): costs for rung, costs in found.items() if what in rung}
+        for name, label in names.items():
+            curve = {
+                size: costs[name]["empty"]["processor"]
+                for size, costs in sorted(rungs.items())
+                if name in costs
+            }
+            axes.loglog(list(curve), list(curve.values()), marker="o", label=label)
+        axes.set_xlabel("layers of 128 units" if what == "layers" else "layers of an encoder")
+        axes.set_ylabel("processor seconds, empty cache")
+        axes.legend()
+    return figure
+
+
 def draw(folder):
     """Draw all of them into a folder, without compiling anything."""
     folder = Path(folder)
@@ -51,3 +72,4 @@ def draw(folder):
         plots.decay_coefficients().savefig(folder / "decay_coefficients.png")
         update_ratios().savefig(folder / "update_ratios.png")
         growth().savefig(folder / "growth.png")
+        depth().savefig(folder / "depth.png")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytensor
+import pytensor.tensor as pt
 import pytest
 from scipy.signal import correlate2d
 
 from downhill_rms import Trainer
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
-from examples import convnet, d2l, text
+from examples import convnet, d2l, text, transformer
 
 ROOT = Path(__file__).parent.parent
 FAST = "cxx=,mode=FAST_COMPILE"
@@ -149,6 +150,76 @@ def test_text_computes_equations_7_to_11():
     o = sigmoid(one_hot @ w_x["o"] + h @ w_h["o"] + w_c["o"] * c_t + b["o"])
     found = pytensor.function([], writer.step(*writer.driven(letters), h, c))()
     np.testing.assert_allclose(found, [o * np.tanh(c_t), c_t], rtol=1e-5)
+
+
+def test_transformer_attends_as_in_equation_1():
+    """Query by query in NumPy, with the letters up to its own alone."""
+    query, key, value = np.random.default_rng(0).normal(size=(3, 2, 5, 8))
+    found = transformer.attention(*map(pt.as_tensor, (query, key, value)), heads=2).eval()
+    for sample, place, head in np.ndindex(2, 5, 2):
+        units = slice(4 * head, 4 * head + 4)
+        scores = key[sample, : place + 1, units] @ query[sample, place, units] / 2
+        weights = np.exp(scores) / np.exp(scores).sum()
+        wanted = weights @ value[sample, : place + 1, units]
+        np.testing.assert_allclose(found[sample, place, units], wanted, rtol=1e-12)
+
+
+def test_transformer_normalises_each_place():
+    h, scale, shift = np.random.default_rng(0).normal(size=(3, 2, 5, 8))
+    found = transformer.normalised(*map(pt.as_tensor, (h, scale[0, 0], shift[0, 0]))).eval()
+    centred = h - h.mean(axis=-1, keepdims=True)
+    wanted = centred / np.sqrt(h.var(axis=-1, keepdims=True) + 1e-5) * scale[0, 0] + shift[0, 0]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_transformer_does_not_look_ahead():
+    """A letter is seen from its own place on, and from no place before it."""
+    x, log_probability = transformer.network(np.random.default_rng(0), 10)
+    function = pytensor.function([x], log_probability)
+    letters = np.random.default_rng(1).integers(10, size=(1, transformer.LENGTH), dtype="int32")
+    other = letters.copy()
+    other[0, 40] = (letters[0, 40] + 1) % 10
+    before, after = function(letters)[0], function(other)[0]
+    np.testing.assert_array_equal(after[:40], before[:40])
+    assert (np.abs(after[40:] - before[40:]).max(axis=1) > 1e-5).all()
+
+
+def test_transformer_foretells_each_letter_once():
+    x, y = transformer.windows(np.arange(3 * transformer.LENGTH + 2))
+    np.testing.assert_array_equal(x.ravel(), np.arange(3 * transformer.LENGTH))
+    np.testing.assert_array_equal(y, x + 1)
+
+
+def test_transformer_writes_what_follows_the_last_letters():
+    """From a function that is certain of the next letter, whatever stands after the last."""
+    alphabet = np.array(list("abc"))
+    count = 2 * transformer.LENGTH
+
+    def function(letters):
+        return np.where(np.eye(3)[(letters + 1) % 3] > 0, 0, -np.inf)
+
+    assert transformer.write(function, alphabet, count) == ("bca" * count)[:count]
+
+
+def test_transformer_is_float32():
+    task = transformer.problem()
+    assert task.loss.dtype == task.monitors["bits"].dtype == "float32"
+
+
+@pytest.mark.slow
+def test_transformer_with_the_default_backend():
+    """In two passes it learns more than how often each letter stands there."""
+    task = transformer.problem()
+    mode = training_mode(REWRITTEN)
+    trainer = Trainer(task.loss, inputs=task.inputs, monitors=task.monitors, mode=mode)
+    options = {**task.options, "max_epochs": 2}
+    trainer.minimize(task.train, task.valid, seed=0, **options, **task.hyperparameters)
+    seen, held_out = (
+        np.bincount(data[1].ravel(), minlength=200) for data in (task.train, task.valid)
+    )
+    frequencies = (seen + 0.1) / (seen + 0.1).sum()
+    alone = -(held_out @ np.log2(frequencies)) / held_out.sum()
+    assert trainer.best.monitors["bits"] < alone - 1
 
 
 def test_torch_parity():
