@@ -45,7 +45,7 @@ def depth():
     """What compiling takes by layers, as ``tests.benchmarks.depth`` measured it."""
     found = json.loads((Path(__file__).parent / "depth.json").read_text())
     figure = Figure(figsize=(9, 3.5), layout="constrained")
-    names = {"ours": "downhill_rms", "ours:plain": "PyTensor's own mode", "optax": "optax"}
+    names = {"ours": "downhill_rms", "optax": "optax", "ours:plain": "PyTensor's own mode"}
     for index, what in enumerate(("layers", "encoder"), start=1):
         axes = figure.add_subplot(1, 2, index)
         rungs = {int(rung.split()[-1]): costs for rung, costs in found.items() if what in rung}
@@ -55,7 +55,9 @@ def depth():
                 for size, costs in sorted(rungs.items())
                 if name in costs
             }
-            axes.loglog(list(curve), list(curve.values()), marker="o", label=label)
+            if curve:
+                axes.plot(list(curve), list(curve.values()), marker="o", label=label)
+        axes.set_ylim(bottom=0)
         axes.set_xlabel("layers of 128 units" if what == "layers" else "layers of an encoder")
         axes.set_ylabel("processor seconds, empty cache")
         axes.legend()

@@ -6,7 +6,7 @@ import pytest
 from tests.benchmarks import contest
 from tests.benchmarks.peers import ours
 from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE, Network, Sparse, UpdateAlone
-from tests.benchmarks.table import table
+from tests.benchmarks.table import depth_table, table
 from tests.oracle import Oracle
 
 RULE = {"learning_rate": LEARNING_RATE, "decay": DECAY, "rms_regularizer": EPSILON}
@@ -52,6 +52,21 @@ def test_the_table():
         "   * - I: a rung",
         "     - 2.0 us (tiered)",
         "     - optax (100 updates a call) 2.00 (2.00 to 2.00)",
+    ]
+
+
+def test_the_table_of_what_compiling_takes():
+    ours = {"seconds": 2.0, "processor": 31.4, "gigabytes": 0.52, "update": 1.5}
+    optax = {state: ours | {"processor": 7.0, "update": 3.25} for state in ("empty", "warm")}
+    found = {
+        "deep layers 5": {"ours": {"empty": ours, "warm": ours}, "optax": optax},
+        "B": {"ours": {"empty": ours, "warm": ours}},
+    }
+    cells = [line.strip(" *-") for line in depth_table(found).splitlines()[10:]]
+    title = "64-128-10, batch 32"
+    assert cells == [
+        *("5 layers", "31 s, 0.5 GB", "2.0 s", "1.50 ms", "", "3.25 ms", "7.0 s"),
+        *(title, "31 s, 0.5 GB", "2.0 s", "1.50 ms", "", "", ""),
     ]
 
 

@@ -20,6 +20,7 @@ from downhill_rms.compiling.modes import REWRITTEN, training_mode
 FLOATS = ["float32", "float64"]
 FEW = 4
 ROWS = np.array([0, 3, 1, 1])  # one is named twice
+NEAR = np.array([1, 0, 0, 1])
 
 
 class Symbolic:
@@ -86,6 +87,10 @@ class Numeric:
         return np.stack(states[1:])
 
 
+def attended(m, h, o):
+    return (m.tanh(h @ o.transpose(0, 2, 1)) @ h).reshape((4, 3))
+
+
 # Each takes the module, the latest value h, another one o, both (4, 3), and what a model has.
 OPERATIONS = {
     "tanh of a product": lambda m, h, o, g: m.tanh(h * o),
@@ -110,6 +115,11 @@ OPERATIONS = {
     "single": lambda m, h, o, g: m.tanh(m.cast(h, "float32")),
     "double": lambda m, h, o, g: m.cast(o, "float64") * 0.5 + h,
     "dropout": lambda m, h, o, g: h * (g["mask"] + 0.5),
+    "batch": lambda m, h, o, g: m.tanh((h.reshape((2, 2, 3)) @ g["w"]).reshape((4, 3)) * o),
+    "attention": lambda m, h, o, g: attended(m, h.reshape((2, 2, 3)), o.reshape((2, 2, 3))),
+    "neighbours": lambda m, h, o, g: m.sum(
+        m.tanh(h.reshape((2, 2, 3))[:, NEAR]).reshape((2, 2, 2, 3)), axis=2
+    ).reshape((4, 3)),
     "recurrent": lambda m, h, o, g: m.scan(lambda x, s, w: m.tanh(x + s @ w), h, o, g["w"]),
     "scan of sums": lambda m, h, o, g: m.scan(
         lambda x, s, b: s * 0.5 + m.tanh(m.mean(x * x) + x * b), h, o, g["b"]
