@@ -1,26 +1,27 @@
 """Training, timed beside other libraries.
 
     python -m tests.benchmarks [--rung A B ...] [--peers torch optax ...] [--rounds 15]
-                               [--json FILE]
+                               [--cores N] [--busy] [--json FILE]
 
 Every contestant trains the same model from the same parameters on the same minibatches by the
 same centered RMSProp, in a process of its own. They take turns, one at a time, block by block;
 each block's time is divided by that of this library's block in the same round. The losses after
 the first block are compared, so that nobody computes something else. Rungs A to H are warm; I, J
-and L start a process for every figure. K is ``python -m tests.benchmarks.costs``. Needs the extra
-``bench``.
+and L start a process for every figure. K is ``python -m tests.benchmarks.costs``. With ``--cores``
+everyone has so many cores and no more; with ``--busy`` another process works all the time. Needs
+the extra ``bench``.
 """
 
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
-from downhill_rms.compiling.machine import best_kernel, loaded_openblas, usable_cores
 from tests.benchmarks.contest import disagree, measure, measure_fresh, ratios, spread
+from tests.benchmarks.hardware import busy_core, description
 from tests.benchmarks.rungs import FRESH, RUNGS
 
 FRESH_ROUNDS = 5  # at the most: a process on an empty cache takes long
@@ -42,19 +43,6 @@ def show(name, entry):
         print("  THE CHECKS DISAGREE: not the same computation")
 
 
-def machine():
-    """What the figures depend on."""
-    blas = loaded_openblas()
-    return {
-        "python": platform.python_version(),
-        "cores": usable_cores(),
-        "BLAS kernel": blas and blas.kernel,
-        "BLAS threads": blas and blas.threads,
-        "best kernel": best_kernel(),
-        "OPENBLAS_CORETYPE": os.environ.get("OPENBLAS_CORETYPE"),
-    }
-
-
 def wanted(contestants, peers):
     """Who takes part: by default everyone, else this library and the peers that are named."""
     if peers is None:
@@ -74,10 +62,21 @@ def main():
     parser.add_argument("--rung", nargs="+", choices=known, default=known)
     parser.add_argument("--peers", nargs="+", help="by default those of each rung")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cores", type=int, help="for everyone; by default all")
+    parser.add_argument("--busy", action="store_true", help="keep a core busy")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    results = {"machine": machine(), "rungs": {}}
+    if arguments.cores:  # which all that is started here inherits
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
+    machine = description()
+    print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    with busy_core() if arguments.busy else nullcontext():
+        return contest(arguments, machine | {"a core is busy": arguments.busy})
+
+
+def contest(arguments, machine):
+    """Measure; whether something went wrong."""
+    results = {"machine": machine, "rungs": {}}
     for name in arguments.rung:
         entries = {}
         if name in RUNGS:

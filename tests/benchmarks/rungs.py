@@ -29,6 +29,8 @@ class Network:
         first.
     rates : tuple of float
         Learning rates that are tried one after the other, each from the same start.
+    activation : {"relu", "tanh"}
+        Between two layers.
     """
 
     title: str
@@ -38,6 +40,7 @@ class Network:
     updates: int
     contestants: tuple[str, ...]
     rates: tuple[float, ...] = (LEARNING_RATE,)
+    activation: str = "relu"
     kind = "network"
 
     def parameters(self):
@@ -334,6 +337,7 @@ def peak_memory(answers):
 ONE_CALL = ("ours", "torch", "optax", "ours:many", "optax:scan")
 WARM = ("ours", "torch", "optax")
 ALONE = "update alone, {} million parameters"
+ONE_LAYER = (784, 1024, 10), 6400, 128, 50, WARM
 C = Network("784-256-10, batch 64", (784, 256, 10), 6400, 64, 200, WARM)
 E1, E50 = (
     UpdateAlone(ALONE.format(millions), 1, millions * 1_000_000, updates, WARM)
@@ -345,6 +349,10 @@ RUNGS = {
     "B": Network("64-128-10, batch 32", (64, 128, 10), 1792, 32, 560, ONE_CALL),
     "C": C,
     "D": Network("784-1024-1024-10, batch 128", (784, 1024, 1024, 10), 6400, 128, 50, WARM),
+    "D-relu": Network("784-1024-10, batch 128", *ONE_LAYER),
+    "D-tanh": Network("784-1024-10, batch 128, tanh", *ONE_LAYER, activation="tanh"),
+    "D-deep": Network("784-5 x 256-10, batch 64", (784, *(256,) * 5, 10), 6400, 64, 100, WARM),
+    "D-wide": Network("784-4096-4096-10, batch 256", (784, 4096, 4096, 10), 6400, 256, 4, WARM),
     "E0.1": UpdateAlone(ALONE.format(0.1), 1, 100_000, 400, WARM),
     "E1": E1,
     "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, WARM),

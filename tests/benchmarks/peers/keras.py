@@ -23,7 +23,7 @@ def network(rung):
     """A sequential model."""
     model = keras.Sequential([keras.Input((rung.sizes[0],))])
     for size in rung.sizes[1:-1]:
-        model.add(keras.layers.Dense(size, activation="relu"))
+        model.add(keras.layers.Dense(size, activation=rung.activation))
     model.add(keras.layers.Dense(rung.sizes[-1]))
     model.set_weights(rung.parameters())
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -61,7 +61,7 @@ def network_loss(rung):
         for index in range(0, len(layers), 2):
             x = x @ layers[index] + layers[index + 1]
             if index + 2 < len(layers):
-                x = jnp.maximum(x, 0)
+                x = jnp.tanh(x) if rung.activation == "tanh" else jnp.maximum(x, 0)
         if rung.sizes[-1] == 1:
             return jnp.mean((x - y) ** 2)
         return optax.softmax_cross_entropy_with_integer_labels(x, y).mean()

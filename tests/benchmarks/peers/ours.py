@@ -57,7 +57,7 @@ def network_trainer(rung, usage=""):
     for index in range(0, len(layers), 2):
         hidden = hidden @ layers[index] + layers[index + 1]
         if index + 2 < len(layers):
-            hidden = pt.maximum(hidden, 0)
+            hidden = pt.tanh(hidden) if rung.activation == "tanh" else pt.maximum(hidden, 0)
     if rung.sizes[-1] == 1:
         loss = pt.sqr(hidden - y).mean()
     else:

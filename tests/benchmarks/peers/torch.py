@@ -24,7 +24,8 @@ def network(rung):
     """A network, an optimiser and a loop over slices of tensors."""
     layers = []
     for rows, columns in zip(rung.sizes, rung.sizes[1:], strict=False):
-        layers += [nn.Linear(rows, columns), nn.ReLU()]
+        activation = nn.Tanh() if rung.activation == "tanh" else nn.ReLU()
+        layers += [nn.Linear(rows, columns), activation]
     model = nn.Sequential(*layers[:-1])
     x, y = map(torch.from_numpy, rung.data())
     y = y.long() if rung.sizes[-1] > 1 else y
