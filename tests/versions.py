@@ -34,6 +34,8 @@ BACKEND_TESTS = [
     *("tests/compiling/test_rewrites.py", "tests/compiling/test_modes.py"),
     *("tests/compiling/test_backends.py", "tests/compiling/test_random_graphs.py"),
     *("tests/compiling/test_lengths.py", "tests/compiling/test_uncompiled.py"),
+    *("tests/compiling/test_fusing.py", "tests/compiling/test_graphcache.py"),
+    *("tests/compiling/test_columns.py", "tests/compiling/test_products.py"),
 ]
 NEEDED = ("hypothesis", "jax", "pytest", "pytest-xdist")
 

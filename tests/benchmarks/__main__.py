@@ -71,10 +71,10 @@ def main():
     machine = description()
     print(", ".join(f"{name} {value}" for name, value in machine.items()))
     with busy_core() if arguments.busy else nullcontext():
-        return contest(arguments, machine | {"a core is busy": arguments.busy})
+        return compare(arguments, machine | {"a core is busy": arguments.busy})
 
 
-def contest(arguments, machine):
+def compare(arguments, machine):
     """Measure; whether something went wrong."""
     results = {"machine": machine, "rungs": {}}
     for name in arguments.rung:

@@ -10,6 +10,16 @@ import scipy.sparse
 LEARNING_RATE, DECAY, EPSILON = 1e-3, 0.95, 1e-4  # centered, the epsilon added to the root
 
 
+def layers(shapes):
+    """Weights of these shapes, each with its bias."""
+    rng = np.random.default_rng(0)
+    arrays = []
+    for rows, columns in shapes:
+        weights = rng.standard_normal((rows, columns)) / np.sqrt(rows)
+        arrays += [weights.astype("float32"), np.zeros(columns, "float32")]
+    return arrays
+
+
 @dataclass(frozen=True)
 class Network:
     """A feed-forward network with its data.
@@ -45,12 +55,7 @@ class Network:
 
     def parameters(self):
         """Weights and biases of each layer, float32, the same for everyone."""
-        rng = np.random.default_rng(0)
-        layers = []
-        for rows, columns in zip(self.sizes, self.sizes[1:], strict=False):
-            weights = rng.standard_normal((rows, columns)) / np.sqrt(rows)
-            layers += [weights.astype("float32"), np.zeros(columns, "float32")]
-        return layers
+        return layers(zip(self.sizes, self.sizes[1:], strict=False))
 
     def data(self):
         """Inputs, and targets: a column of numbers, or classes."""
@@ -196,15 +201,10 @@ class Convnet:
 
     def parameters(self):
         """Weights, (9 * channels, filters), and biases of each layer."""
-        rng = np.random.default_rng(0)
         n = self.channels
         rows = [9, *[9 * n] * (2 * self.blocks), (self.side // 2) ** 2 * n]
         columns = [*[n] * (2 * self.blocks + 1), self.classes]
-        layers = []
-        for a, b in zip(rows, columns, strict=True):
-            weights = rng.standard_normal((a, b)) / np.sqrt(a)
-            layers += [weights.astype("float32"), np.zeros(b, "float32")]
-        return layers
+        return layers(zip(rows, columns, strict=True))
 
     def data(self):
         """A minibatch of images as rows, and their classes."""

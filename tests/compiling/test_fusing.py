@@ -74,6 +74,8 @@ class OverwriteTooMuch(GraphRewriter):
                 fgraph.replace_all_validate(
                     [(node.outputs[0], Elemwise(add, {0: 0})(*node.inputs))]
                 )
+        if self.sort:  # as PyTensor's fusions do, before they are through
+            fgraph.toposort()
 
 
 @pytest.mark.parametrize("sort", [False, True])

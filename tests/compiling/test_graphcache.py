@@ -173,7 +173,6 @@ def test_the_oldest_go(monkeypatch):
 PROGRAM = """
 import pytensor, pytensor.tensor as pt, numpy as np
 from downhill_rms.compiling import pieces
-from downhill_rms.compiling.flatgraph import flat
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 pieces.SMALL = 20
 x, w = pt.fmatrix("x"), pytensor.shared(np.ones((3, 3), "float32"), name="w")

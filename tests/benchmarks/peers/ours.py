@@ -12,6 +12,7 @@ import downhill_rms
 from downhill_rms import Dataset, Trainer
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
 from examples.convnet import convolution, pooled
+from examples.transformer import normalised
 from tests.benchmarks.rungs import DECAY, EPSILON, LEARNING_RATE
 
 RULE = {
@@ -99,13 +100,6 @@ def update_alone(rung, usage=""):
     return train
 
 
-def normalised(h, scale, shift):
-    """Layer normalisation."""
-    centred = h - h.mean(axis=-1, keepdims=True)
-    deviation = pt.sqrt(pt.sqr(centred).mean(axis=-1, keepdims=True) + np.float32(1e-5))
-    return centred / deviation * scale + shift
-
-
 def encoder(rung, usage=""):
     """Steps on one minibatch."""
     params = shared(rung.parameters())
@@ -132,11 +126,6 @@ def encoder(rung, usage=""):
     return steps(Trainer(loss, params, [letters], mode=USAGES[usage][0]), rung.data())
 
 
-def neighbours(x, w):
-    """The convolution of images as in ``examples/convnet.py``."""
-    return convolution(x, w, side=8)
-
-
 OPERATIONS = {
     "batched product": lambda x, y: x @ y,
     "batch by matrix": lambda x, w: x @ w,
@@ -144,7 +133,7 @@ OPERATIONS = {
     "log softmax": lambda x: log_softmax(x, axis=-1),
     "layer norm": normalised,
     "embedding": lambda table, rows: table[rows],
-    "convolution by indices": neighbours,
+    "convolution by indices": lambda x, w: convolution(x, w, side=8),
     "convolve1d": lambda x, w: convolve1d(x, w[None], mode="same"),
     "convolve2d": lambda x, w: convolve2d(x, w, mode="same"),
 }

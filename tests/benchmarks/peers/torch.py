@@ -137,11 +137,15 @@ def encoder(rung):
     return steps(loss_of, [torch.from_numpy(array) for array in rung.parameters()])
 
 
+def filters(weights):
+    """The filters that are columns of a matrix, channels before places."""
+    return weights.reshape(3, 3, -1, weights.shape[1]).permute(3, 2, 0, 1)
+
+
 def convolved(x, w):
     """The convolution of images whose places are in a row."""
-    filters = w.reshape(3, 3, x.shape[2], -1).permute(3, 2, 0, 1)
     images = x.reshape(len(x), 8, 8, -1).permute(0, 3, 1, 2)
-    return nn.functional.conv2d(images, filters, padding=1)
+    return nn.functional.conv2d(images, filters(w), padding=1)
 
 
 OPERATIONS = {
@@ -179,8 +183,7 @@ def convnet(rung):
     x, y = x.reshape(rung.batch, 1, rung.side, rung.side), y.long()
     values = list(map(torch.from_numpy, rung.parameters()))
     for index in range(0, len(values) - 2, 2):
-        filters = values[index].reshape(3, 3, -1, rung.channels)
-        values[index] = filters.permute(3, 2, 0, 1).contiguous()
+        values[index] = filters(values[index]).contiguous()
 
     def loss_of(params):
         given = iter(params)
