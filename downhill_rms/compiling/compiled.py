@@ -12,7 +12,7 @@ import pytensor
 from pytensor.compile.mode import Mode, get_mode, predefined_modes
 
 from downhill_rms.compiling.building import quick_building
-from downhill_rms.compiling.machine import linkers
+from downhill_rms.compiling.machine import asked_threads, linkers
 from downhill_rms.compiling.memory import keep_freed_memory
 from downhill_rms.compiling.modes import TIERED, training_mode
 from downhill_rms.rule import Update, shown
@@ -141,7 +141,8 @@ def is_cached(function: Any) -> bool:
 
 
 def check_mode(mode: Any) -> None:
-    """Refuse the name of a mode that there is not, before anything is built."""
+    """Refuse the name of a mode that there is not, and of threads, before anything is built."""
+    asked_threads()
     if isinstance(mode, Mode) or mode is None:
         return
     try:

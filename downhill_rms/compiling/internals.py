@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,6 +204,7 @@ __all__ = [
     "predefined_optimizers",
     "rewriter_of_scans",
     "rewritten_step",
+    "scalarized_elemwise",
     "with_rewriters",
 ]
 
@@ -258,6 +260,13 @@ def numba_internals() -> SimpleNamespace:
     return SimpleNamespace(
         Compiler=Compiler, JITCodeLibrary=JITCodeLibrary, RuntimeLinker=RuntimeLinker
     )
+
+
+def scalarized_elemwise() -> Any:
+    """The operation that has an elementwise one inside and is given numbers; None in older versions."""
+    with suppress(ImportError):
+        return import_module("pytensor.tensor.rewriting.scalarize").ScalarizedElemwise
+    return None
 
 
 def jax_dispatch() -> Any:

@@ -10,7 +10,9 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.imputils import impl_ret_borrowed
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
+
+from downhill_rms.compiling.internals import DimShuffle
 
 BLOCK = 16  # rows and columns of what is transposed at once
 
@@ -99,3 +101,36 @@ def index_of(index: int, length: int) -> int:
     if index < -length or index >= length:
         raise IndexError("index out of range inside a scan")
     return index + length if index < 0 else index
+
+
+def register(dispatch: Any) -> None:
+    """Have Numba know that an array which only gets dimensions of length 1 stays contiguous.
+
+    Before 3.3 PyTensor says nothing of the layout then, and a loop that adds a bias to the rows of
+    a matrix has no vector instructions.
+    """
+    from downhill_rms.compiling.linker import is_linking
+
+    theirs = dispatch.funcify.dispatch(DimShuffle)
+
+    @dispatch.register(DimShuffle)  # type: ignore[untyped-decorator]
+    def funcify_dimshuffle(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
+        shuffled, key = theirs(op, node=node, **kwargs)
+        kept = [axis for axis in op.new_order if axis != "x"]
+        if not is_linking() or not kept or kept != list(range(node.inputs[0].type.ndim)):
+            return shuffled, key
+
+        def lengthened(x: Any) -> Any:
+            raise NotImplementedError  # for Numba alone
+
+        @overload(lengthened)  # type: ignore[untyped-decorator]
+        def choose(x: Any) -> Any:
+            def known(x: Any) -> Any:
+                return _known(shuffled(x))
+
+            def unknown(x: Any) -> Any:
+                return shuffled(x)
+
+            return known if x.layout == "C" else unknown
+
+        return lengthened, key and f"lengthened_{key}"

@@ -8,10 +8,13 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
+import math
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -33,6 +36,9 @@ FLAGS = ("cast_policy", "cxx", "floatX", "numba__cache", "numba__fastmath")
 
 # Where OpenBLAS looks for its number of threads, in its order.
 THREAD_VARIABLES = ("OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS", "OMP_NUM_THREADS")
+OWN_VARIABLE = "DOWNHILL_RMS_THREADS"  # the most threads of a loop, whatever OpenBLAS has
+
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -99,20 +105,35 @@ def findings(mode: Any = None) -> list[Finding]:
 
 
 def loaded_openblas() -> OpenBlas | None:
-    """The OpenBLAS that Numba's code calls; None if it calls another library.
+    """The OpenBLAS that Numba's code calls; None if it calls another library."""
+    library = blas_library()
+    kernel, threads = (
+        openblas_function(library, f"get_{of}") for of in ("corename", "num_threads")
+    )
+    if kernel is None or threads is None:
+        return None
+    kernel.restype = ctypes.c_char_p
+    return OpenBlas(kernel().decode(), threads())
+
+
+@cache
+def blas_library() -> Any:
+    """The library whose products Numba's code calls, and all that it is linked with.
 
     Numba takes the functions of ``scipy.linalg.cython_blas``. NumPy's wheels bring an OpenBLAS of
     their own, which compiled code does not use.
     """
     import scipy.linalg.cython_blas as blas  # loads the library, as compiled code does
 
-    library = ctypes.CDLL(blas.__file__)  # with the symbols of what it is linked with
+    return ctypes.CDLL(blas.__file__)
+
+
+def openblas_function(library: Any, name: str) -> Any:
+    """OpenBLAS' function of this name; None if the library has none."""
     for prefix, suffix in product(("scipy_openblas", "openblas"), ("", "64_")):
-        kernel = getattr(library, f"{prefix}_get_corename{suffix}", None)
-        threads = getattr(library, f"{prefix}_get_num_threads{suffix}", None)
-        if kernel is not None and threads is not None:
-            kernel.restype = ctypes.c_char_p
-            return OpenBlas(kernel().decode(), threads())
+        function = getattr(library, f"{prefix}_{name}{suffix}", None)
+        if function is not None:
+            return function
     return None
 
 
@@ -127,10 +148,43 @@ def best_kernel() -> str | None:
 
 
 def usable_cores() -> int:
-    """Processor cores that this process may use."""
+    """Processor cores that this process may use, or as much time as so many have."""
     if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
+        return min(len(os.sched_getaffinity(0)), math.ceil(cores_by_quota(CONTROL_GROUPS)))
     return os.cpu_count() or 1
+
+
+def cores_by_quota(groups: Path) -> float:
+    """Cores' worth of time that a container's limit leaves to its processes; 2**31 without one."""
+    with suppress(OSError, ValueError):
+        quota, period = (groups / "cpu.max").read_text().split()
+        return float(quota) / float(period)
+    with suppress(OSError, ValueError):  # of the first version of control groups
+        quota, period = (
+            (groups / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+        )
+        if float(quota) > 0:
+            return float(quota) / float(period)
+    return 2.0**31
+
+
+def asked_threads() -> int | None:
+    """The most threads of a loop that the user has asked for; None if nothing was asked.
+
+    Raises
+    ------
+    ValueError
+        If it is no number of threads.
+    """
+    asked = os.environ.get(OWN_VARIABLE)
+    if not asked:
+        return None
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ValueError(
+            f"The environment has {OWN_VARIABLE}={asked}: it is the most threads that a loop may "
+            "have, a whole number. Write 1 for no more than one, or unset it."
+        )
+    return int(asked)
 
 
 def numba_cache() -> Path:
@@ -177,8 +231,13 @@ def _blas_findings(blas: OpenBlas) -> list[Finding]:
         known = "" if setting is None else f" ({setting} is {os.environ[setting]})"
         found.append(
             f"Set {setting or THREAD_VARIABLES[0]}={cores} if layers are wide, about 1000 "
-            f"units: matrix products use one thread of {cores} cores{known}. With narrow layers, "
-            "about 250 units, one is faster."
+            "units: matrix products and loops over large arrays use one thread of "
+            f"{cores} cores{known}."
+        )
+    elif blas.threads > cores:
+        found.append(
+            f"Set {THREAD_VARIABLES[0]}={cores}: matrix products use {blas.threads} threads, and "
+            f"this process may use {cores} cores; threads wait for each other."
         )
     return [Finding(text) for text in found]
 

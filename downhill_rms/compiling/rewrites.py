@@ -19,7 +19,7 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
-from downhill_rms.compiling import columns, copies, linker, products, softmax, sums
+from downhill_rms.compiling import columns, copies, linker, products, softmax, sums, tiledloops
 from downhill_rms.compiling.assumptions import AssumeNothing
 from downhill_rms.compiling.fusing import FuseTogether
 from downhill_rms.compiling.graphcache import CachingMode
@@ -120,10 +120,10 @@ REWRITERS = (
 @cache
 def teach_numba() -> None:
     """Tell PyTensor how Numba computes these operations; Numba takes a while to import."""
-    from downhill_rms.compiling import float32
+    from downhill_rms.compiling import float32, layout
 
     numba = numba_dispatch()
-    for module in (products, columns, copies, softmax, linker, sums):
+    for module in (products, columns, copies, softmax, linker, sums, layout, tiledloops):
         module.register(numba)
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.

@@ -22,7 +22,16 @@ from tests.versions import NEWEST, VERSIONS
 
 OURS = (
     *("internals", "nativecode", "pieces", "linker", "sums", "inplace", "copies", "products"),
-    *("scanloop", "softmax", "rewrites", "lengths", "jaxmode", "pythonmode"),
+    *(
+        "scanloop",
+        "softmax",
+        "tiledloops",
+        "threads",
+        "rewrites",
+        "lengths",
+        "jaxmode",
+        "pythonmode",
+    ),
 )
 
 
