@@ -78,8 +78,8 @@ class UpdateInPlace(InPlace):
             if _is_plain(node):
                 pattern = _pattern(node, updated, protected)
                 if pattern:
-                    found.append((node, Elemwise(node.op.scalar_op, pattern)))
-        _replace(fgraph, found)
+                    found.append((node, Elemwise(node.op.scalar_op, pattern), node.inputs))
+        replace_together(fgraph, found, "in_place")
 
 
 class OverwriteLastRead(InPlace):
@@ -116,8 +116,8 @@ class OverwriteLastRead(InPlace):
             ]
             pattern = _fitting(node, free)
             if pattern:
-                found.append((node, Elemwise(node.op.scalar_op, pattern)))
-        _replace(fgraph, found)
+                found.append((node, Elemwise(node.op.scalar_op, pattern), node.inputs))
+        replace_together(fgraph, found, "in_place")
 
 
 def _is_plain(node: Any) -> bool:
@@ -177,16 +177,26 @@ def _pattern(node: Any, updated: dict[Any, Any], protected: set[Any]) -> dict[in
     return pattern
 
 
-def _replace(fgraph: Any, found: Sequence[tuple[Any, Any]]) -> None:
-    """Replace operations, or as many of them as the graph allows: if not all, then by halves."""
+def replace_together(fgraph: Any, found: Sequence[tuple[Any, Any, Any]], reason: str) -> None:
+    """Replace operations, or as many of them as the graph allows: if not all, then by halves.
+
+    Parameters
+    ----------
+    fgraph : FunctionGraph
+        The graph, which is watched as `InPlace` has it.
+    found : sequence of (Apply, Op, sequence of Variable)
+        What is replaced, in the order of the graph; by which operation of which inputs.
+    reason : str
+        Who replaces it.
+    """
     pairs: dict[Any, Any] = {}
-    for node, op in found:
-        inputs = [pairs.get(variable, variable) for variable in node.inputs]
-        pairs |= zip(node.outputs, op.make_node(*inputs).outputs, strict=True)
+    for node, op, inputs in found:
+        new = op.make_node(*(pairs.get(variable, variable) for variable in inputs))
+        pairs |= zip(node.outputs, new.outputs, strict=True)
     try:
-        fgraph.replace_all_validate(list(pairs.items()), reason="in_place")
+        fgraph.replace_all_validate(list(pairs.items()), reason=reason)
     except InconsistencyError:
         if len(found) > 1:
             half = len(found) // 2
-            _replace(fgraph, found[:half])
-            _replace(fgraph, found[half:])
+            replace_together(fgraph, found[:half], reason)
+            replace_together(fgraph, found[half:], reason)

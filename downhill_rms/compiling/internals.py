@@ -108,6 +108,7 @@ from pytensor.tensor.subtensor import (
 from pytensor.tensor.type import DenseTensorType
 
 __all__ = [
+    "AFTER_IN_PLACE",
     "BEFORE_FUSION",
     "BEFORE_IN_PLACE",
     "CANONICAL",
@@ -209,10 +210,11 @@ __all__ = [
 ]
 
 FIRST, CANONICAL, POSITION, BEFORE_IN_PLACE, IN_PLACE = -1.0, 1.4, 47.5, 50.45, 50.5
+AFTER_IN_PLACE = 50.6
 BEFORE_FUSION, FUSION = 99.9, "fuse_indexed_into_elemwise"
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 
-ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise"}
+ELEMENTWISE = {"Elemwise", "FusedElemwise", "ScalarizedElemwise", "UpdateByProduct"}
 
 
 @cache
@@ -263,7 +265,7 @@ def numba_internals() -> SimpleNamespace:
 
 
 def scalarized_elemwise() -> Any:
-    """The operation that has an elementwise one inside and is given numbers; None in older versions."""
+    """The operation that gives numbers to an elementwise one inside it; None in older versions."""
     with suppress(ImportError):
         return import_module("pytensor.tensor.rewriting.scalarize").ScalarizedElemwise
     return None

@@ -19,12 +19,22 @@ from collections.abc import Callable
 from functools import cache, wraps
 from typing import Any
 
-from downhill_rms.compiling import columns, copies, linker, products, softmax, sums, tiledloops
+from downhill_rms.compiling import (
+    columns,
+    copies,
+    linker,
+    products,
+    productupdates,
+    softmax,
+    sums,
+    tiledloops,
+)
 from downhill_rms.compiling.assumptions import AssumeNothing
 from downhill_rms.compiling.fusing import FuseTogether
 from downhill_rms.compiling.graphcache import CachingMode
 from downhill_rms.compiling.inplace import OverwriteLastRead, SuperviseQuickly, UpdateInPlace
 from downhill_rms.compiling.internals import (
+    AFTER_IN_PLACE,
     BEFORE_FUSION,
     BEFORE_IN_PLACE,
     CANONICAL,
@@ -51,6 +61,8 @@ from downhill_rms.compiling.selfcheck import source_key
 @cache
 def numba_mode(base: Any) -> Any:
     """A Numba mode with these rewrites, inside scans too."""
+    from downhill_rms.compiling import threads
+
     teach_numba()
     rewritten = with_rewriters(base, *map(WalkingGraphRewriter, REWRITERS))
     rewritten = rewritten.excluding("inplace_elemwise")
@@ -63,6 +75,8 @@ def numba_mode(base: Any) -> Any:
         (UpdateInPlace(), BEFORE_IN_PLACE),
         (OverwriteLastRead(), IN_PLACE),
     )
+    if threads.are_shared():
+        rewritten = rewritten.register((productupdates.UpdateWithProducts(), AFTER_IN_PLACE))
     if fusions := last_fusions(base):
         rewritten = rewritten.register((FuseTogether(fusions), BEFORE_FUSION))
     return CachingMode(linker.PiecewiseLinker(), rewritten.provided_optimizer)
@@ -123,7 +137,17 @@ def teach_numba() -> None:
     from downhill_rms.compiling import float32, layout
 
     numba = numba_dispatch()
-    for module in (products, columns, copies, softmax, linker, sums, layout, tiledloops):
+    for module in (
+        products,
+        columns,
+        copies,
+        softmax,
+        linker,
+        sums,
+        layout,
+        tiledloops,
+        productupdates,
+    ):
         module.register(numba)
 
     # The formulas are no part of what PyTensor's on-disk cache looks at.

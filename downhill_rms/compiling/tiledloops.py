@@ -8,6 +8,7 @@ place is written into arrays that are made before.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ TILE = 4_096  # numbers of a tile at the least
 TILES = 4  # for each thread
 VECTOR = 256  # numbers of which a tile of a vector is a multiple
 
+_theirs: dict[type, Any] = {}  # PyTensor's functions that make loops
+
 
 def register(numba: Any) -> None:
     """Tell PyTensor how Numba computes elementwise operations in what is linked here."""
@@ -38,7 +41,7 @@ def register(numba: Any) -> None:
 def _register(numba: Any, kind: type) -> None:
     from downhill_rms.compiling.linker import is_linking
 
-    theirs = numba.funcify.dispatch(kind)
+    theirs = _theirs[kind] = numba.funcify.dispatch(kind)
 
     @numba.register(kind)  # type: ignore[untyped-decorator]
     def funcify_elementwise(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
@@ -50,6 +53,11 @@ def _register(numba: Any, kind: type) -> None:
         return _tiled(numba, new, into, len(node.inputs), function), (
             key and f"tiled_{key}_{source_key()}"
         )
+
+
+def plain_loop(node: Any) -> Any:
+    """Numba's function of an elementwise operation, as PyTensor has it."""
+    return _theirs[type(node.op)](node.op, node=node)[0]
 
 
 def elementwise_node(node: Any) -> Any:
@@ -110,29 +118,39 @@ def _all_in_place(node: Any) -> Any:
 
 def _tiled(numba: Any, node: Any, into: Any, count: int, loop: Any) -> Any:
     """The function for Numba, of so many inputs; the arrays that are written into are made here."""
-    from numba.extending import overload
-
     from downhill_rms.compiling.threads import run_tiles, thread_count
 
     scope = {"np": np, "loop": loop, "run_tiles": run_tiles, "thread_count": thread_count}
     kernel = numba.function_of_source(_kernel_source(into), "tile", {"loop": loop})
     scope["tile"] = numba.njit(kernel)
-    whole, tiled = (
+    tiled, whole = (
         numba.function_of_source(_source(node, into, count, in_tiles), "elementwise", scope)
-        for in_tiles in (False, True)
+        for in_tiles in (True, False)
     )
+    return by_layout(numba, names(count), are_full(into.inputs[:count]), tiled, whole)
+
+
+def are_full(variables: Sequence[Any]) -> list[bool]:
+    """Which of some inputs have more than one number."""
+    return [not all(variable.type.broadcastable) for variable in variables]
+
+
+def by_layout(
+    numba: Any, inputs: Sequence[str], full: Sequence[bool], tiled: Any, whole: Any
+) -> Any:
+    """A function that is the first one where all full arrays are known to be contiguous.
+
+    Of another layout a tile would have another type than the whole, and Numba would compile the
+    loop once more.
+    """
+    from numba.extending import overload
 
     def chosen(*kinds: Any) -> Any:
-        # Of another layout a tile would have another type, and Numba would compile another loop.
-        full = [
-            kind
-            for kind, variable in zip(kinds, into.inputs[:count], strict=True)
-            if not all(variable.type.broadcastable)
-        ]
-        return tiled if all(kind.layout == "C" for kind in full) else whole
+        arrays = [kind for kind, is_full in zip(kinds, full, strict=True) if is_full]
+        return tiled if all(kind.layout == "C" for kind in arrays) else whole
 
     # An overload has its function's names of arguments.
-    arguments = ", ".join(_names(count))
+    arguments = ", ".join(inputs)
     source = f"def elementwise({arguments}):\n    return chosen({arguments})"
     elementwise, choose = (
         numba.function_of_source(source, "elementwise", {"chosen": chosen}) for _ in range(2)
@@ -141,53 +159,63 @@ def _tiled(numba: Any, node: Any, into: Any, count: int, loop: Any) -> Any:
     return elementwise
 
 
-def _names(count: int) -> list[str]:
+def names(count: int) -> list[str]:
+    """What so many inputs are called in what is written here."""
     return [f"x{index}" for index in range(count)]
+
+
+def results(into: Any) -> list[str]:
+    """What the results of a node are called that works in place."""
+    known = names(len(into.inputs))
+    return [known[into.op.inplace_pattern[index]] for index in range(len(into.outputs))]
+
+
+def rows_of(into: Any) -> list[str]:
+    """For each input of a node its rows from ``first`` to ``end``, or all of its one row."""
+    return [
+        name if variable.type.broadcastable[0] else f"{name}[first:end]"
+        for name, variable in zip(names(len(into.inputs)), into.inputs, strict=True)
+    ]
 
 
 def _kernel_source(into: Any) -> str:
     """The function that computes one tile of a node that works in place."""
-    names = _names(len(into.inputs))
-    parts = [
-        name if variable.type.broadcastable[0] else f"{name}[first:end]"
-        for name, variable in zip(names, into.inputs, strict=True)
-    ]
     return "\n    ".join(
         [
-            f"def tile(index, rows, length, {', '.join(names)}):",
+            f"def tile(index, rows, length, {', '.join(names(len(into.inputs)))}):",
             "first = index * rows",
             "end = min(length, first + rows)",
-            f"loop({', '.join(parts)})",
+            f"loop({', '.join(rows_of(into))})",
         ]
     )
 
 
 def _source(node: Any, into: Any, count: int, in_tiles: bool) -> str:
     """The function that computes it all."""
-    names = _names(len(into.inputs))
+    known = names(len(into.inputs))
     result = into.outputs[0].type
-    lines = [f"def elementwise({', '.join(names[:count])}):"]
+    lines = [f"def elementwise({', '.join(known[:count])}):"]
     shape = "".join(f"{_length(into, axis)}, " for axis in range(result.ndim))
-    for name, variable in zip(names[count:], into.inputs[count:], strict=True):
+    for name, variable in zip(known[count:], into.inputs[count:], strict=True):
         dtype = "bool_" if variable.type.dtype == "bool" else variable.type.dtype
         lines.append(f"{name} = np.empty(({shape}), np.{dtype})")
-    results = [names[into.op.inplace_pattern[index]] for index in range(len(into.outputs))]
-    first, returned = results[0], results[0] if len(results) == 1 else f"({', '.join(results)})"
+    outputs = results(into)
+    first, returned = outputs[0], outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
     if in_tiles:
         lines += [
             "threads = thread_count()",
-            f"if {first}.size >= {LARGE} and threads > 1 and {_fits(node, into, first)}:",
+            f"if {first}.size >= {LARGE} and threads > 1 and {fits(node, into, first)}:",
             f"    length = {first}.shape[0]",
             f"    tiles = min(max({first}.size // {TILE} // threads, 1), {TILES}) * threads",
             "    rows = (length + tiles - 1) // tiles",
             *([f"    rows = (rows + {VECTOR - 1}) // {VECTOR} * {VECTOR}"] * (result.ndim == 1)),
             "    tiles = (length + rows - 1) // rows",
-            f"    arguments = (rows, length, {', '.join(names)})",
+            f"    arguments = (rows, length, {', '.join(known)})",
             "    if run_tiles(tile, arguments, tiles, min(threads, tiles)):",
             "        raise RuntimeError('a tile of an elementwise operation failed')",
             f"    return {returned}",
         ]
-    lines += [f"loop({', '.join(names)})", f"return {returned}"]
+    lines += [f"loop({', '.join(known)})", f"return {returned}"]
     return "\n    ".join(lines)
 
 
@@ -202,12 +230,17 @@ def _length(into: Any, axis: int) -> str:
     )
 
 
-def _fits(node: Any, into: Any, result: str) -> str:
-    """Whether all shapes are as they must be, which only the loop of the whole complains of."""
+def fits(node: Any, into: Any, result: str, but: int | None = None) -> str:
+    """Whether all shapes are as they must be, which only the loop of the whole complains of.
+
+    Of all inputs but one, if one is named, which are the inputs of a node or stand for numbers.
+    """
     checks = [
         f"x{index}.shape[{axis}] == {'1' if one else f'{result}.shape[{axis}]'}"
         for index, variable in enumerate(into.inputs)
-        if f"x{index}" != result and not isinstance(node.inputs[index].type, ScalarType)
+        if index != but
+        and f"x{index}" != result
+        and not isinstance(node.inputs[index].type, ScalarType)
         for axis, one in enumerate(variable.type.broadcastable)
     ]
     return " and ".join(checks) or "True"

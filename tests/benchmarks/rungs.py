@@ -352,7 +352,7 @@ RUNGS = {
     "D-relu": Network("784-1024-10, batch 128", *ONE_LAYER),
     "D-tanh": Network("784-1024-10, batch 128, tanh", *ONE_LAYER, activation="tanh"),
     "D-deep": Network("784-5 x 256-10, batch 64", (784, *(256,) * 5, 10), 6400, 64, 100, WARM),
-    "D-wide": Network("784-4096-4096-10, batch 256", (784, 4096, 4096, 10), 6400, 256, 4, WARM),
+    "D-wide": Network("784-4096-4096-10, batch 256", (784, 4096, 4096, 10), 6400, 256, 20, WARM),
     "E0.1": UpdateAlone(ALONE.format(0.1), 1, 100_000, 400, WARM),
     "E1": E1,
     "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, WARM),
