@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.imputils import impl_ret_borrowed
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
+from numba.np import arrayobj
 
 from downhill_rms.compiling.internals import DimShuffle
 
@@ -103,6 +106,37 @@ def index_of(index: int, length: int) -> int:
     return index + length if index < 0 else index
 
 
+@cache
+def lengthened(order: tuple[int | None, ...]) -> Any:
+    """What gives an array dimensions of length 1, where ``order`` has None and no axis of it."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def lengthen(typing_context: Any, x: Any) -> tuple[Any, Any]:
+        result = types.Array(x.dtype, len(order), "C" if x.layout == "C" else "A")
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            given = context.make_array(x)(context, builder, arguments[0])
+            made = context.make_array(result)(context, builder)
+            shape, strides = (
+                cgutils.unpack_tuple(builder, v) for v in (given.shape, given.strides)
+            )
+            one, zero = (context.get_constant(types.intp, number) for number in (1, 0))
+            arrayobj.populate_array(
+                made,
+                data=given.data,
+                shape=[one if axis is None else shape[axis] for axis in order],
+                strides=[zero if axis is None else strides[axis] for axis in order],
+                itemsize=given.itemsize,
+                meminfo=given.meminfo,
+                parent=given.parent,
+            )
+            return impl_ret_borrowed(context, builder, result, made._getvalue())
+
+        return result(x), generate
+
+    return lengthen
+
+
 def register(dispatch: Any) -> None:
     """Have Numba know that an array which only gets dimensions of length 1 stays contiguous.
 
@@ -115,22 +149,13 @@ def register(dispatch: Any) -> None:
 
     @dispatch.register(DimShuffle)  # type: ignore[untyped-decorator]
     def funcify_dimshuffle(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
-        shuffled, key = theirs(op, node=node, **kwargs)
-        kept = [axis for axis in op.new_order if axis != "x"]
-        if not is_linking() or not kept or kept != list(range(node.inputs[0].type.ndim)):
-            return shuffled, key
-
-        def lengthened(x: Any) -> Any:
-            raise NotImplementedError  # for Numba alone
-
-        @overload(lengthened)  # type: ignore[untyped-decorator]
-        def choose(x: Any) -> Any:
-            def known(x: Any) -> Any:
-                return _known(shuffled(x))
-
-            def unknown(x: Any) -> Any:
-                return shuffled(x)
-
-            return known if x.layout == "C" else unknown
-
-        return lengthened, key and f"lengthened_{key}"
+        order = tuple(None if axis == "x" else axis for axis in op.new_order)
+        kept = [axis for axis in order if axis is not None]
+        if not is_linking() or kept != list(range(node.inputs[0].type.ndim)) or not order:
+            return theirs(op, node=node, **kwargs)  # type: ignore[no-any-return]
+        scope = {"lengthen": lengthened(order), "np": np}
+        # Numba takes an array without dimensions for a number here and there.
+        array = "x" if kept else "np.asarray(x)"
+        source = f"def lengthened(x):\n    return lengthen({array})"
+        function = dispatch.njit(dispatch.function_of_source(source, "lengthened", scope))
+        return function, f"lengthened_{order}"

@@ -78,9 +78,15 @@ def _library() -> Any:
             if any(v.name.startswith(prefix) for v in self._final_module.global_variables):
                 self._make_native()
 
+        def _optimize_final_module(self) -> None:
+            # What is a part of something larger is optimised there, with all that is around it.
+            if self._is_native:
+                super()._optimize_final_module()
+
         def _make_native(self) -> None:
             if not self._is_native:
                 self._is_native = True
+                self._optimize_final_module()
                 self._dynamic_globals.clear()
                 super()._finalize_final_module()
 

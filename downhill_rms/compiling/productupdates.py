@@ -112,7 +112,7 @@ def register(numba: Any) -> None:
     def funcify_update(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
         product, elementwise = op.parts(node.inputs)
         dot, _ = numba.funcify(product.op, node=product)
-        whole, key = numba.funcify(elementwise.op, node=elementwise)
+        whole, key = tiledloops.plain_loop(elementwise)
         key = key and f"update_{op.transposed}_{op.place}_{key}_{source_key()}"
         inputs = tiledloops.names(len(elementwise.inputs))
         given = ["left", "right", *inputs[: op.place], *inputs[op.place + 1 :]]
@@ -163,6 +163,7 @@ def _in_tiles(op: Any, elementwise: Any, given: str) -> list[str]:
 
 def _kernel(numba: Any, op: Any, elementwise: Any, given: str) -> dict[str, Any]:
     """The function that computes some rows of the product, and updates as many, with its names."""
+    from downhill_rms.compiling.loopcode import some_rows
     from downhill_rms.compiling.threads import (
         multiply_rows,
         run_tiles,
@@ -185,7 +186,8 @@ def _kernel(numba: Any, op: Any, elementwise: Any, given: str) -> dict[str, Any]
     scope = {
         "np": np,
         "multiply_rows": multiply_rows(*op.transposed),
-        "loop": tiledloops.plain_loop(elementwise),
+        "some_rows": some_rows,
+        "loop": tiledloops.plain_loop(elementwise)[0],
     }
     kernel = numba.function_of_source("\n    ".join(lines), "tile", scope)
     return {

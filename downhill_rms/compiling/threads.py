@@ -103,11 +103,16 @@ def thread_count(typing_context: Any) -> tuple[Any, Any]:
     """How many threads a loop has now, this one among them."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number, limit = (builder.load(_variable(builder, name)) for name in (THREADS, LIMIT))
-        least = builder.select(builder.icmp_signed("<", number, limit), number, limit)
-        return builder.sext(least, WORD)
+        return emit_thread_count(builder)
 
     return types.int64(), generate
+
+
+def emit_thread_count(builder: Any) -> Any:
+    """Emit code for `thread_count`."""
+    number, limit = (builder.load(_variable(builder, name)) for name in (THREADS, LIMIT))
+    least = builder.select(builder.icmp_signed("<", number, limit), number, limit)
+    return builder.sext(least, WORD)
 
 
 def _variable(builder: Any, name: str) -> Any:
@@ -142,23 +147,61 @@ def run_tiles(
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         _, given, tiles, threads = values
-        compiled = kernel.dispatcher.overloads[called.args]
-        context.active_code_library.add_linking_library(compiled.library)
-        # What the threads share: how many they are, whether one has failed, and the arguments.
-        kind = ir.LiteralStructType([WORD, WORD, given.type])
-        worker = _worker(context, builder.module, compiled.fndesc, kind, len(arguments.types))
-        shared = cgutils.alloca_once(builder, kind)
-        for index, value in enumerate((threads, WORD(0), given)):
-            builder.store(value, cgutils.gep_inbounds(builder, shared, 0, index))
-        function, pointer = (builder.ptrtoint(value, WORD) for value in (worker, shared))
-        builder.call(_submit(builder.module), [function, pointer, tiles, threads])
-        failed = builder.load(cgutils.gep_inbounds(builder, shared, 0, 1))
-        return builder.icmp_signed("!=", failed, WORD(0))
+        function = compiled_function(context, builder, kernel, called)
+        given = cgutils.unpack_tuple(builder, given)
+
+        def work(inner: Any, tile: Any, arguments: Any) -> Any:
+            return function(inner, [tile, *arguments])
+
+        return run_on_threads(context, builder, work, given, tiles, threads)
 
     return signature, generate
 
 
-def _worker(context: Any, module: Any, kernel: Any, kind: Any, count: int) -> Any:
+def compiled_function(context: Any, builder: Any, dispatcher: Any, signature: Any) -> Any:
+    """What emits a call of a function that Numba compiles; the call's status is all of its result.
+
+    What the function returns is given up, and the call is no place where it is written out again.
+    """
+    compiled = dispatcher.dispatcher.overloads[signature.args]
+    context.active_code_library.add_linking_library(compiled.library)
+    description = compiled.fndesc
+
+    def call(inner: Any, values: Any) -> Any:
+        function = context.declare_function(inner.module, description)
+        status, result = context.call_conv.call_function(
+            inner, function, description.restype, description.argtypes, values
+        )
+        for instruction in inner.function.blocks[-1].instructions:
+            if isinstance(instruction, ir.CallInstr) and instruction.callee is function:
+                instruction.attributes.add("noinline")
+        with inner.if_then(status.is_ok, likely=True):
+            context.nrt.decref(inner, description.restype, result)
+        return status
+
+    return call
+
+
+def run_on_threads(
+    context: Any, builder: Any, work: Any, values: Any, tiles: Any, threads: Any
+) -> Any:
+    """Emit code that has threads work, with these values at hand; returns whether a tile failed.
+
+    ``work`` is given a builder, the number of a tile and the values there, and returns a status.
+    """
+    # What the threads share: how many they are, whether one has failed, and the values.
+    kind = ir.LiteralStructType([WORD, WORD, *(value.type for value in values)])
+    worker = _worker(builder.module, work, kind, len(values))
+    shared = cgutils.alloca_once(builder, kind)
+    for index, value in enumerate((threads, WORD(0), *values)):
+        builder.store(value, cgutils.gep_inbounds(builder, shared, 0, index))
+    function, pointer = (builder.ptrtoint(value, WORD) for value in (worker, shared))
+    builder.call(_submit(builder.module), [function, pointer, tiles, threads])
+    failed = builder.load(cgutils.gep_inbounds(builder, shared, 0, 1))
+    return builder.icmp_signed("!=", failed, WORD(0))
+
+
+def _worker(module: Any, work: Any, kind: Any, count: int) -> Any:
     """What one thread does, which is given the queue and its number: its tiles, then others'."""
     function = ir.Function(
         module,
@@ -171,23 +214,22 @@ def _worker(context: Any, module: Any, kernel: Any, kind: Any, count: int) -> An
     shared = builder.inttoptr(
         builder.load(_word(builder, queue, WORD(0), SHARED)), kind.as_pointer()
     )
-    threads, failed, given = (cgutils.gep_inbounds(builder, shared, 0, index) for index in range(3))
-    arguments = cgutils.unpack_tuple(builder, builder.load(given), count)
+    threads, failed, *given = (
+        cgutils.gep_inbounds(builder, shared, 0, index) for index in range(2 + count)
+    )
+    values = [builder.load(pointer) for pointer in given]
     total = builder.load(threads)
-    called = context.declare_function(module, kernel)
     with cgutils.for_range(builder, total) as loop:
         owner = builder.urem(builder.add(number, loop.index), total)
         following = _word(builder, queue, owner, TILE)
         end = builder.load(_word(builder, queue, owner, END))
-        ask, work, done = (function.append_basic_block(name) for name in ("ask", "work", "done"))
+        ask, go, done = (function.append_basic_block(name) for name in ("ask", "work", "done"))
         builder.branch(ask)
         builder.position_at_end(ask)
         tile = builder.atomic_rmw("add", following, WORD(1), "monotonic")
-        builder.cbranch(builder.icmp_signed("<", tile, end), work, done)
-        builder.position_at_end(work)
-        status, _ = context.call_conv.call_function(
-            builder, called, kernel.restype, kernel.argtypes, [tile, *arguments]
-        )
+        builder.cbranch(builder.icmp_signed("<", tile, end), go, done)
+        builder.position_at_end(go)
+        status = work(builder, tile, values)
         with builder.if_then(status.is_error, likely=False):
             builder.store(WORD(1), failed)
         builder.branch(ask)

@@ -14,17 +14,38 @@ from typing import Any
 import numpy as np
 
 from downhill_rms.compiling.internals import (
+    Abs,
+    Add,
+    BinaryBitOp,
+    Cast,
+    Clip,
     Composite,
     Elemwise,
+    Identity,
+    LogicalComparison,
+    Maximum,
+    Minimum,
+    Mul,
+    Neg,
     ScalarType,
+    Second,
+    Sign,
+    Sqr,
+    Sub,
+    Switch,
+    UnaryBitOp,
     scalarized_elemwise,
 )
 from downhill_rms.compiling.selfcheck import source_key
 
 LARGE = 16_384  # numbers of an array from which on it pays
-TILE = 4_096  # numbers of a tile at the least
-TILES = 4  # for each thread
-VECTOR = 256  # numbers of which a tile of a vector is a multiple
+
+# Of these alone a loop is as fast as its arrays are read, mostly from a cache; to compile its tiles
+# takes more than they gain.
+QUICK = (
+    *(Abs, Add, BinaryBitOp, Cast, Clip, Identity, LogicalComparison, Maximum, Minimum, Mul, Neg),
+    *(Second, Sign, Sqr, Sub, Switch, UnaryBitOp),
+)
 
 _theirs: dict[type, Any] = {}  # PyTensor's functions that make loops
 
@@ -33,15 +54,16 @@ def register(numba: Any) -> None:
     """Tell PyTensor how Numba computes elementwise operations in what is linked here."""
     from downhill_rms.compiling import threads
 
-    if threads.are_shared():
-        for kind in filter(None, (Elemwise, scalarized_elemwise())):
+    for kind in filter(None, (Elemwise, scalarized_elemwise())):
+        _theirs[kind] = numba.funcify.dispatch(kind)
+        if threads.are_shared():
             _register(numba, kind)
 
 
 def _register(numba: Any, kind: type) -> None:
     from downhill_rms.compiling.linker import is_linking
 
-    theirs = _theirs[kind] = numba.funcify.dispatch(kind)
+    theirs = _theirs[kind]
 
     @numba.register(kind)  # type: ignore[untyped-decorator]
     def funcify_elementwise(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
@@ -55,9 +77,9 @@ def _register(numba: Any, kind: type) -> None:
         )
 
 
-def plain_loop(node: Any) -> Any:
-    """Numba's function of an elementwise operation, as PyTensor has it."""
-    return _theirs[type(node.op)](node.op, node=node)[0]
+def plain_loop(node: Any) -> tuple[Any, str | None]:
+    """PyTensor's function of an elementwise operation for Numba, and its key."""
+    return _theirs[type(node.op)](node.op, node=node)  # type: ignore[no-any-return]
 
 
 def elementwise_node(node: Any) -> Any:
@@ -75,7 +97,21 @@ def _may_be_large(node: Any) -> bool:
         return False
     if any(v.type.broadcastable != first.broadcastable for v in node.outputs):
         return False
-    return None in first.shape or bool(np.prod(first.shape) >= LARGE)
+    if None not in first.shape and np.prod(first.shape) < LARGE:
+        return False
+    return _is_update(node) or _is_slow(node.op.scalar_op)
+
+
+def _is_update(node: Any) -> bool:
+    """Whether this overwrites what the graph is given, as an update does."""
+    return any(node.inputs[index].owner is None for index in node.op.inplace_pattern.values())
+
+
+def _is_slow(scalar_op: Any) -> bool:
+    """Whether there is more to compute of a number than to read and write it."""
+    if isinstance(scalar_op, Composite):
+        return any(not isinstance(node.op, QUICK) for node in scalar_op.fgraph.apply_nodes)
+    return not isinstance(scalar_op, QUICK)
 
 
 def written_into(node: Any) -> tuple[Any, Any]:
@@ -118,16 +154,22 @@ def _all_in_place(node: Any) -> Any:
 
 def _tiled(numba: Any, node: Any, into: Any, count: int, loop: Any) -> Any:
     """The function for Numba, of so many inputs; the arrays that are written into are made here."""
-    from downhill_rms.compiling.threads import run_tiles, thread_count
+    from downhill_rms.compiling.loopcode import loop_in_tiles
 
-    scope = {"np": np, "loop": loop, "run_tiles": run_tiles, "thread_count": thread_count}
-    kernel = numba.function_of_source(_kernel_source(into), "tile", {"loop": loop})
-    scope["tile"] = numba.njit(kernel)
-    tiled, whole = (
-        numba.function_of_source(_source(node, into, count, in_tiles), "elementwise", scope)
-        for in_tiles in (True, False)
+    known = names(len(into.inputs))
+    # PyTensor's function is none that Numba compiles by itself.
+    source = f"def loop({', '.join(known)}):\n    return called({', '.join(known)})"
+    function = numba.function_of_source(source, "loop", {"called": loop})
+    patterns = tuple(
+        None if isinstance(outer.type, ScalarType) else tuple(inner.type.broadcastable)
+        for outer, inner in zip(node.inputs, into.inputs, strict=True)
     )
-    return by_layout(numba, names(count), are_full(into.inputs[:count]), tiled, whole)
+    places = tuple(into.op.inplace_pattern[index] for index in range(len(into.outputs)))
+    fresh = tuple(variable.type.dtype for variable in into.inputs[count:])
+    scope = {"run": loop_in_tiles(patterns, places, fresh), "loop": numba.njit(function)}
+    given = ", ".join(known[:count])
+    source = f"def elementwise({given}):\n    return run(loop, ({given},))"
+    return numba.njit(numba.function_of_source(source, "elementwise", scope))
 
 
 def are_full(variables: Sequence[Any]) -> list[bool]:
@@ -171,63 +213,11 @@ def results(into: Any) -> list[str]:
 
 
 def rows_of(into: Any) -> list[str]:
-    """For each input of a node its rows from ``first`` to ``end``, or all of its one row."""
+    """The source of each input's rows from ``first`` to ``end``, or of all of its one row."""
     return [
-        name if variable.type.broadcastable[0] else f"{name}[first:end]"
+        name if variable.type.broadcastable[0] else f"some_rows({name}, first, end)"
         for name, variable in zip(names(len(into.inputs)), into.inputs, strict=True)
     ]
-
-
-def _kernel_source(into: Any) -> str:
-    """The function that computes one tile of a node that works in place."""
-    return "\n    ".join(
-        [
-            f"def tile(index, rows, length, {', '.join(names(len(into.inputs)))}):",
-            "first = index * rows",
-            "end = min(length, first + rows)",
-            f"loop({', '.join(rows_of(into))})",
-        ]
-    )
-
-
-def _source(node: Any, into: Any, count: int, in_tiles: bool) -> str:
-    """The function that computes it all."""
-    known = names(len(into.inputs))
-    result = into.outputs[0].type
-    lines = [f"def elementwise({', '.join(known[:count])}):"]
-    shape = "".join(f"{_length(into, axis)}, " for axis in range(result.ndim))
-    for name, variable in zip(known[count:], into.inputs[count:], strict=True):
-        dtype = "bool_" if variable.type.dtype == "bool" else variable.type.dtype
-        lines.append(f"{name} = np.empty(({shape}), np.{dtype})")
-    outputs = results(into)
-    first, returned = outputs[0], outputs[0] if len(outputs) == 1 else f"({', '.join(outputs)})"
-    if in_tiles:
-        lines += [
-            "threads = thread_count()",
-            f"if {first}.size >= {LARGE} and threads > 1 and {fits(node, into, first)}:",
-            f"    length = {first}.shape[0]",
-            f"    tiles = min(max({first}.size // {TILE} // threads, 1), {TILES}) * threads",
-            "    rows = (length + tiles - 1) // tiles",
-            *([f"    rows = (rows + {VECTOR - 1}) // {VECTOR} * {VECTOR}"] * (result.ndim == 1)),
-            "    tiles = (length + rows - 1) // rows",
-            f"    arguments = (rows, length, {', '.join(known)})",
-            "    if run_tiles(tile, arguments, tiles, min(threads, tiles)):",
-            "        raise RuntimeError('a tile of an elementwise operation failed')",
-            f"    return {returned}",
-        ]
-    lines += [f"loop({', '.join(known)})", f"return {returned}"]
-    return "\n    ".join(lines)
-
-
-def _length(into: Any, axis: int) -> str:
-    """What has the length of the results along an axis."""
-    if into.outputs[0].type.broadcastable[axis]:
-        return "1"
-    return next(
-        f"x{index}.shape[{axis}]"
-        for index, variable in enumerate(into.inputs)
-        if not variable.type.broadcastable[axis]
-    )
 
 
 def fits(node: Any, into: Any, result: str, but: int | None = None) -> str:

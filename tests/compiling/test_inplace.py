@@ -231,5 +231,7 @@ def test_rewriting_asks_about_the_whole_graph_as_often_for_many_layers(monkeypat
         compiled(updates, [x])
         return len(asked)
 
-    with pytensor.config.change_flags(numba__cache=False):  # where one of them may be found rewritten
+    with pytensor.config.change_flags(
+        numba__cache=False
+    ):  # where one of them may be found rewritten
         assert count(16) == count(32)

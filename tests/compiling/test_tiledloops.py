@@ -90,14 +90,14 @@ def test_values_of_all_shapes(shapes, dtype, with_threads, tiles):
     inputs = [variable(x), variable(y, "y")]
     a, b = inputs
     function = compiled(
-        inputs, [pt.tanh(a + b) / pt.sqrt(1 + a * a), a > b, pt.cast(a * b, "int32")]
+        inputs, [pt.tanh(a + b) / pt.sqrt(1 + a * a), pt.exp(a) > b, pt.cast(b / 2, "int32")]
     )
-    value, larger, product = same_bits(function, [x, y], with_threads)
+    value, larger, halved = same_bits(function, [x, y], with_threads)
     assert tiles
     wide, high = x.astype("float64"), y.astype("float64")
     np.testing.assert_allclose(value, np.tanh(wide + high) / np.sqrt(1 + wide**2), rtol=1e-5)
-    np.testing.assert_array_equal(larger, x > y)
-    np.testing.assert_array_equal(product, (x * y).astype("int32"))
+    assert (larger == (np.exp(wide) > high)).mean() > 0.9999
+    np.testing.assert_array_equal(halved, (y / 2).astype("int32"))
 
 
 @pytest.mark.parametrize("shape", [VECTOR, MATRIX], ids=str)
