@@ -43,7 +43,8 @@ GROUP = 16  # members of a tuple, the most: CPython goes another way from 31 on
 _functions: dict[Any, Any] = {}
 _dispatchers: dict[Any, Any] = {}
 
-_linking: ContextVar[bool] = ContextVar("_linking", default=False)
+# How many numbers the largest shared variable has of the graph that is linked now.
+_linking: ContextVar[int | None] = ContextVar("_linking", default=None)
 
 
 class PiecewiseLinker(NumbaLinker):  # type: ignore[misc]
@@ -51,7 +52,7 @@ class PiecewiseLinker(NumbaLinker):  # type: ignore[misc]
 
     def fgraph_convert(self, fgraph: Any, **kwargs: Any) -> Any:
         """The function, before it is compiled."""
-        with linking():
+        with linking(fgraph):
             return Program(fgraph)
 
     def jit_compile(self, program: Any) -> Any:
@@ -300,9 +301,11 @@ def function_of(node: Any) -> tuple[Any, str | None]:
 
 
 @contextmanager
-def linking() -> Iterator[None]:
-    """Have the graphs inside operations linked by this module too."""
-    token = _linking.set(True)
+def linking(fgraph: Any) -> Iterator[None]:
+    """Have the graphs inside a graph's operations linked by this module too."""
+    shared = (getattr(variable, "container", None) for variable in fgraph.inputs)
+    sizes = [np.size(container.data) for container in shared if container is not None]
+    token = _linking.set(max(sizes, default=0))
     try:
         yield
     finally:
@@ -311,7 +314,12 @@ def linking() -> Iterator[None]:
 
 def is_linking() -> bool:
     """Whether a graph is linked by this module now, and not by PyTensor's own linker."""
-    return _linking.get()
+    return _linking.get() is not None
+
+
+def largest_shared_variable() -> int:
+    """How many numbers the largest one has now, of those of the graph that is linked."""
+    return _linking.get() or 0
 
 
 def nested(names: Sequence[str]) -> str:

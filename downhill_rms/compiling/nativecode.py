@@ -79,9 +79,14 @@ def _library() -> Any:
                 self._make_native()
 
         def _optimize_final_module(self) -> None:
-            # What is a part of something larger is optimised there, with all that is around it.
+            # What is a part of something larger is optimised there, with what is around it. Here
+            # it only stops counting references where nobody else has any.
             if self._is_native:
                 super()._optimize_final_module()
+            else:
+                options = {"opt": 0, "loop_vectorize": False, "slp_vectorize": False}
+                passes, builder = self._codegen._module_pass_manager(cost="cheap", **options)
+                passes.run(self._final_module, builder)
 
         def _make_native(self) -> None:
             if not self._is_native:

@@ -90,6 +90,8 @@ def _place_of_product(fgraph: Any, node: Any) -> int | None:
         return None
     if any(v.type.ndim != 2 or any(v.type.broadcastable) for v in node.outputs):
         return None
+    if not any(_is_large(node.inputs[index]) for index in node.op.inplace_pattern.values()):
+        return None
     for place, variable in enumerate(node.inputs):
         if (
             variable.owner is not None
@@ -102,6 +104,12 @@ def _place_of_product(fgraph: Any, node: Any) -> int | None:
         ):
             return place
     return None
+
+
+def _is_large(variable: Any) -> bool:
+    """Whether this is a shared variable of so many numbers, now, that threads divide them."""
+    container = getattr(variable, "container", None)
+    return container is not None and np.size(container.data) >= tiledloops.LARGE
 
 
 def register(numba: Any) -> None:

@@ -92,6 +92,8 @@ def elementwise_node(node: Any) -> Any:
 
 def _may_be_large(node: Any) -> bool:
     """Whether the results may be large, as far as is known, and have rows to divide them by."""
+    from downhill_rms.compiling.linker import largest_shared_variable
+
     first = node.outputs[0].type
     if not first.ndim or first.broadcastable[0]:
         return False
@@ -99,12 +101,10 @@ def _may_be_large(node: Any) -> bool:
         return False
     if None not in first.shape and np.prod(first.shape) < LARGE:
         return False
-    return _is_update(node) or _is_slow(node.op.scalar_op)
-
-
-def _is_update(node: Any) -> bool:
-    """Whether this overwrites what the graph is given, as an update does."""
-    return any(node.inputs[index].owner is None for index in node.op.inplace_pattern.values())
+    if any(node.inputs[index].owner is None for index in node.op.inplace_pattern.values()):
+        # An update, or something of the like, of what the graph is given.
+        return largest_shared_variable() >= LARGE
+    return _is_slow(node.op.scalar_op)
 
 
 def _is_slow(scalar_op: Any) -> bool:

@@ -44,15 +44,16 @@ def test_the_update(transposed, dtype, sizes):
     depth, rows, columns = sizes
     x = numbers(*((depth, rows) if transposed[0] else (rows, depth)), dtype=dtype)
     y = numbers(*((columns, depth) if transposed[1] else (depth, columns)), dtype=dtype)
-    start = numbers(rows, columns, dtype=dtype)
+    start, large = numbers(rows, columns, dtype=dtype), numbers(ROWS, COLUMNS, dtype=dtype)
 
     def product(x, y):
         return (x.T if transposed[0] else x) @ (y.T if transposed[1] else y)
 
-    step, w, mean = step_of(
-        pt.matrix("x", dtype=dtype), pt.matrix("y", dtype=dtype), product, start
-    )
+    x_in, y_in = (pt.matrix(name, dtype=dtype) for name in "xy")
+    step, w, mean = step_of(x_in, y_in, product, large)
     assert "UpdateByProduct" in operations(step)
+    for shared in (w, mean):  # which may have become smaller
+        shared.set_value(start.copy())
     threads_before = openblas_function(blas_library(), "get_num_threads")()
     for _ in range(3):
         step(x, y)
