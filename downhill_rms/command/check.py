@@ -18,7 +18,7 @@ from pytensor.tensor.elemwise import Elemwise
 from pytensor.tensor.math import Sum
 from pytensor.tensor.random.type import RandomType
 
-from downhill_rms.compiling import check_mode, findings, pytensor_mode
+from downhill_rms.compiling import check_mode, computing, findings, pytensor_mode
 from downhill_rms.data import ArraySource, Dataset, InputSpec, as_dataset, by_input
 from downhill_rms.problem import Problem
 from downhill_rms.rule import (
@@ -62,7 +62,7 @@ class CheckReport:
     problems : list of str
         What prevents or endangers training, each on one line.
     machine : list of str
-        What slows it down here, each on one line.
+        What computes here, and what slows it down, each on one line.
     trainable : bool
         Whether training can begin.
     """
@@ -143,6 +143,7 @@ def check(
     machine: list[str] = []
     with faults.collected():
         check_mode(mode)
+        machine += computing(mode)
         for finding in findings(pytensor_mode(mode)):
             if finding.prevents_training:
                 faults.add(finding.text, fatal=True)

@@ -9,7 +9,7 @@ from downhill_rms.compiling.background import ALONE_SECONDS, compile_alone
 from downhill_rms.compiling.building import quick_building
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
-from downhill_rms.compiling.modes import TIERED, default_mode, pytensor_mode
+from downhill_rms.compiling.modes import TIERED, computing, default_mode, pytensor_mode
 from downhill_rms.compiling.recurrent import prepare_scans
 from downhill_rms.compiling.rehearsal import evaluator, rehearse
 from downhill_rms.compiling.stacked import check_stackable, stack_steps
@@ -25,6 +25,7 @@ __all__ = [
     "check_mode",
     "check_stackable",
     "compile_alone",
+    "computing",
     "default_mode",
     "evaluator",
     "findings",

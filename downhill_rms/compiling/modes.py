@@ -79,6 +79,15 @@ def uncompiled_mode() -> Any:
     return own_mode("uncompiled", get_mode("FAST_COMPILE"))
 
 
+def computing(mode: Any = None) -> list[str]:
+    """What computes in a mode, and on how many threads; empty if Numba does not."""
+    if "NumbaLinker" not in linkers(pytensor_mode(mode)):
+        return []
+    from downhill_rms.compiling import threads
+
+    return [threads.in_words(own_loops=mode in (None, REWRITTEN, TIERED))]
+
+
 def own_mode(kind: str, base: Any) -> Any:
     """The library's mode of a kind that is made from ``base``; ``base`` where it does not work."""
     # A Mode that was given its rewriters one by one takes no further ones.

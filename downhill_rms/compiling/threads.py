@@ -77,19 +77,20 @@ def are_shared() -> bool:
     return True
 
 
-def in_words() -> list[str]:
-    """What multiplies matrices here and how many threads loops have, a line each."""
-    from downhill_rms.compiling.tiledloops import LARGE
-
+def in_words(own_loops: bool) -> str:
+    """What multiplies matrices here, and how many threads this library's loops have."""
     blas = loaded_openblas()
     if blas is None:
-        return ["Matrix products: not by OpenBLAS. Loops: one thread."]
-    loops = min(blas.threads, most_threads()) if are_shared() else 1
-    return [
-        f"Matrix products: OpenBLAS, {blas.kernel} kernels, threads: {blas.threads}. "
-        f"Loops over {LARGE:,} numbers or more, threads: {loops}, "
-        + ("which are OpenBLAS'." if loops > 1 else "as for all others.")
-    ]
+        return "Matrix products: not by OpenBLAS. Loops: one thread."
+    loops = min(blas.threads, most_threads()) if own_loops and are_shared() else 1
+    return (
+        f"Matrix products: OpenBLAS, {blas.kernel} kernels, {_threads(blas.threads)}. "
+        f"Loops over large arrays: {_threads(loops)}."
+    )
+
+
+def _threads(number: int) -> str:
+    return "one thread" if number == 1 else f"{number} threads"
 
 
 def most_threads() -> int:

@@ -7,6 +7,8 @@ import pytest
 
 from downhill_rms import Dataset, Hyperparameters, preset
 from downhill_rms.command.check import check
+from downhill_rms.compiling import threads
+from downhill_rms.compiling.machine import loaded_openblas
 from downhill_rms.problem import Problem
 
 X, Y = np.zeros((50, 3)), np.zeros(50)
@@ -310,7 +312,28 @@ def test_the_tiered_mode_is_judged_as_numba():
     problem = line(train=[X, Y])
     tiered, numba = (check(problem, Hyperparameters(), mode=m) for m in ("tiered", "NUMBA"))
     assert tiered.trainable
-    assert tiered.machine == numba.machine
+    # The first line is of threads, which loops in PyTensor's own mode have not.
+    assert tiered.machine[1:] == numba.machine[1:]
+
+
+def test_what_computes_is_told(monkeypatch):
+    problem = line(train=[X, Y])
+    blas = loaded_openblas()
+    first = check(problem, Hyperparameters(), mode="NUMBA").machine[0]
+    if blas is None:
+        assert first.startswith("Matrix products: not by OpenBLAS")
+    else:
+        assert first.startswith(f"Matrix products: OpenBLAS, {blas.kernel} kernels, ")
+        assert first.endswith("Loops over large arrays: one thread.")
+        if threads.are_shared():
+            number = min(blas.threads, threads.most_threads())
+            expected = "one thread" if number == 1 else f"{number} threads"
+            found = check(problem, Hyperparameters(), mode="tiered").machine[0]
+            assert found.endswith(f"Loops over large arrays: {expected}.")
+    monkeypatch.setenv("DOWNHILL_RMS_THREADS", "some")
+    report = check(problem, Hyperparameters(), mode="tiered")
+    assert not report.trainable
+    assert any("DOWNHILL_RMS_THREADS=some" in text for text in report.problems)
 
 
 def sequence_loss(reduce):

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from downhill_rms.compiling.machine import best_kernel, findings, loaded_openblas, usable_cores
+from downhill_rms.compiling.machine import (
+    best_kernel,
+    cores_by_quota,
+    findings,
+    loaded_openblas,
+    usable_cores,
+)
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -138,3 +144,42 @@ def test_jax_mode_needs_jax(monkeypatch):
     (finding,) = findings("JAX")
     assert finding.prevents_training
     assert "pip install jax" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, 2**31),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2**31),
+        ({}, 2**31),
+    ],
+)
+def test_a_containers_limit_is_read(tmp_path, files, cores):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cores_by_quota(tmp_path) == cores
+
+
+@needs_openblas
+@needs_cores
+def test_more_threads_than_cores_are_named_with_the_setting_that_mends_it(warm):
+    program = PROGRAM.replace(
+        "import sys\n",
+        "import os, sys\nimport scipy.linalg.cython_blas\n"
+        "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])\n",
+    )
+    inherited = {name: value for name, value in os.environ.items() if name not in OWN}
+    settings = {"PYTENSOR_FLAGS": f"base_compiledir={warm},cxx=", "PYTHONPATH": str(ROOT)}
+    settings["OPENBLAS_CORETYPE"] = best_kernel() or ""
+    done = subprocess.run(
+        [sys.executable, "-c", program, "NUMBA"],
+        env=inherited | settings,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("False Set OPENBLAS_NUM_THREADS=1: matrix products use ")
