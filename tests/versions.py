@@ -36,6 +36,8 @@ BACKEND_TESTS = [
     *("tests/compiling/test_lengths.py", "tests/compiling/test_uncompiled.py"),
     *("tests/compiling/test_fusing.py", "tests/compiling/test_graphcache.py"),
     *("tests/compiling/test_columns.py", "tests/compiling/test_products.py"),
+    *("tests/compiling/test_threads.py", "tests/compiling/test_tiledloops.py"),
+    "tests/compiling/test_productupdates.py",
 ]
 NEEDED = ("hypothesis", "jax", "pytest", "pytest-xdist")
 
