@@ -56,7 +56,7 @@ def test_convnet_with_the_default_backend():
     problem = convnet.problem()
     mode = training_mode(REWRITTEN)
     trainer = Trainer(problem.loss, inputs=problem.inputs, monitors=problem.monitors, mode=mode)
-    trainer.minimize(problem.train, problem.valid, learning_rate=2e-3, batch_size=32, max_epochs=2)
+    trainer.minimize(problem.train, problem.valid, learning_rate=2e-3, batch_size=32, max_epochs=3)
     assert trainer.best.monitors["error"] < 0.1
 
 
