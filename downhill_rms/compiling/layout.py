@@ -112,7 +112,7 @@ def lengthened(order: tuple[int | None, ...]) -> Any:
 
     @intrinsic  # type: ignore[untyped-decorator]
     def lengthen(typing_context: Any, x: Any) -> tuple[Any, Any]:
-        result = types.Array(x.dtype, len(order), "C" if x.layout == "C" else "A")
+        result = types.Array(x.dtype, len(order), x.layout)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             given = context.make_array(x)(context, builder, arguments[0])
@@ -138,7 +138,7 @@ def lengthened(order: tuple[int | None, ...]) -> Any:
 
 
 def register(dispatch: Any) -> None:
-    """Have Numba know that an array which only gets dimensions of length 1 stays contiguous.
+    """Have Numba know that an array which only gets dimensions of length 1 keeps its layout.
 
     Before 3.3 PyTensor says nothing of the layout then, and a loop that adds a bias to the rows of
     a matrix has no vector instructions.

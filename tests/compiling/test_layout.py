@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import pytest
 
-from downhill_rms.compiling.layout import contiguous
+from downhill_rms.compiling.layout import contiguous, lengthened
 
 ARRAY = np.arange(24.0).reshape(4, 3, 2)
 
@@ -34,3 +34,19 @@ def test_what_is_not_contiguous_is_copied(array):
     np.testing.assert_array_equal(found, array.T)
     assert found.flags.c_contiguous
     assert not np.shares_memory(found, ARRAY) or array.T.flags.c_contiguous
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_dimensions_of_length_one_leave_the_layout_as_it_is(turned):
+    """A transposed matrix, too, stays one whose columns are contiguous."""
+    lengthen = lengthened((None, 0, None, 1))
+
+    @numba.njit
+    def longer(x):
+        return lengthen(x)
+
+    matrix = np.asfortranarray(ARRAY[0]) if turned else ARRAY[0]
+    found = longer(matrix)
+    np.testing.assert_array_equal(found, ARRAY[0][None, :, None, :])
+    assert np.shares_memory(found, matrix)
+    assert longer.nopython_signatures[0].return_type.layout == ("F" if turned else "C")
