@@ -26,7 +26,7 @@ from pytensor.compile.sharedvalue import SharedVariable
 from pytensor.graph.traversal import graph_inputs, toposort
 
 from downhill_rms.compiling.compiled import NOT_CACHED, CompiledFunction, is_cached
-from downhill_rms.compiling.machine import flags, numba_cache, usable_cores
+from downhill_rms.compiling.machine import flags, numba_cache, openblas_function, usable_cores
 
 try:
     import fcntl
@@ -241,10 +241,8 @@ def _popen(
 def _openblas() -> dict[str, Any]:
     """The functions that get and set the number of threads, if NumPy's BLAS is OpenBLAS."""
     library = ctypes.CDLL(np.linalg._umath_linalg.__file__)  # a symbol is sought in what it needs
-    for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads"):
-        with suppress(AttributeError):
-            return {verb: getattr(library, name.format(verb)) for verb in ("get", "set")}
-    return {}
+    found = {verb: openblas_function(library, f"{verb}_num_threads") for verb in ("get", "set")}
+    return found if None not in found.values() else {}
 
 
 def _converse(process: subprocess.Popen[bytes], message: bytes) -> str:

@@ -31,6 +31,7 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from pytensor.assumptions.core import AssumptionFeature, FactState
 from pytensor.compile.aliasing import Supervisor
 from pytensor.compile.mode import NUMBA, Mode, get_mode, optdb, predefined_optimizers
@@ -116,6 +117,7 @@ __all__ = [
     "FIRST",
     "IN_PLACE",
     "POSITION",
+    "QUICK",
     "ARange",
     "Abs",
     "AbstractFunctionGraph",
@@ -206,11 +208,18 @@ __all__ = [
     "rewriter_of_scans",
     "rewritten_step",
     "scalarized_elemwise",
+    "shared_size",
     "with_rewriters",
 ]
 
 FIRST, CANONICAL, POSITION, BEFORE_IN_PLACE, IN_PLACE = -1.0, 1.4, 47.5, 50.45, 50.5
 AFTER_IN_PLACE = 50.6
+# Elementwise operations that take no longer than to read a number. Division takes longer.
+QUICK = (
+    *(Abs, Add, BinaryBitOp, Cast, Clip, Identity, LogicalComparison, Maximum, Minimum, Mul, Neg),
+    *(Second, Sign, Sqr, Sub, Switch, UnaryBitOp),
+)
+
 BEFORE_FUSION, FUSION = 99.9, "fuse_indexed_into_elemwise"
 SCANS_ARE_FROZEN = hasattr(Scan, "clone_with_inner_graph")  # since PyTensor 3.1
 
@@ -262,6 +271,12 @@ def numba_internals() -> SimpleNamespace:
     return SimpleNamespace(
         Compiler=Compiler, JITCodeLibrary=JITCodeLibrary, RuntimeLinker=RuntimeLinker
     )
+
+
+def shared_size(variable: Any) -> int:
+    """How many numbers a shared variable of a graph has now; 0 for any other variable."""
+    container = getattr(variable, "container", None)
+    return 0 if container is None else int(np.size(container.data))
 
 
 def scalarized_elemwise() -> Any:

@@ -34,6 +34,7 @@ from downhill_rms.compiling.internals import (
     ScalarType,
     numba_dispatch,
     overwritten_input,
+    shared_size,
 )
 from downhill_rms.compiling.pieces import Piece, cut
 
@@ -303,9 +304,7 @@ def function_of(node: Any) -> tuple[Any, str | None]:
 @contextmanager
 def linking(fgraph: Any) -> Iterator[None]:
     """Have the graphs inside a graph's operations linked by this module too."""
-    shared = (getattr(variable, "container", None) for variable in fgraph.inputs)
-    sizes = [np.size(container.data) for container in shared if container is not None]
-    token = _linking.set(max(sizes, default=0))
+    token = _linking.set(max(map(shared_size, fgraph.inputs), default=0))
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from downhill_rms.compiling.threads import (
     WORD,
     compiled_function,
     emit_thread_count,
+    linked,
     run_on_threads,
 )
 from downhill_rms.compiling.tiledloops import LARGE
@@ -78,13 +79,9 @@ def loop_in_tiles(
                 _emit_tiles(context, builder, (loop, called), (patterns, kinds, values), shape, end)
             builder.branch(whole)
             builder.position_at_end(whole)
-            function = loop.dispatcher.overloads[called.args]
-            context.active_code_library.add_linking_library(function.library)
-            context.nrt.decref(
-                builder,
-                called.return_type,
-                context.call_internal(builder, function.fndesc, called, values),
-            )
+            function = linked(context, loop, called)
+            outputs = context.call_internal(builder, function, called, values)
+            context.nrt.decref(builder, called.return_type, outputs)
             builder.branch(end)
             builder.position_at_end(end)
             outputs = [values[place] for place in places]
@@ -102,17 +99,15 @@ def loop_in_tiles(
 
 
 def _shape(context: Any, builder: Any, patterns: Any, kinds: Any, values: Any) -> list[Any]:
-    """The lengths of the results, as one of the arguments has each of them."""
-    shape = [WORD(1)] * len(next(pattern for pattern in patterns if pattern is not None))
+    """The lengths of the results: along each axis that of an argument that has one there."""
+    lengths: dict[int, Any] = {}
     for pattern, kind, value in zip(patterns, kinds, values, strict=False):
         if pattern is not None:
-            lengths = cgutils.unpack_tuple(
-                builder, context.make_array(kind)(context, builder, value).shape
-            )
-            for axis, one in enumerate(pattern):
-                if not one and isinstance(shape[axis], type(WORD(1))):
-                    shape[axis] = lengths[axis]
-    return shape
+            array = context.make_array(kind)(context, builder, value)
+            found = cgutils.unpack_tuple(builder, array.shape)
+            ndim = len(found)
+            lengths = {axis: n for axis, n in enumerate(found) if not pattern[axis]} | lengths
+    return [lengths.get(axis, WORD(1)) for axis in range(ndim)]
 
 
 def _emit_tiles(
@@ -134,7 +129,7 @@ def _emit_tiles(
         with builder.if_then(fit):
             rows, tiles = _tiles(builder, size, shape, threads)
             dispatcher, called = loop
-            call = compiled_function(context, builder, dispatcher, called)
+            call = compiled_function(context, dispatcher, called)
 
             def work(inner: Any, tile: Any, given: Any) -> Any:
                 length, rows, *given = given

@@ -14,11 +14,11 @@ import numpy as np
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 
-from downhill_rms.compiling import tiledloops
 from downhill_rms.compiling.inplace import InPlace, replace_together
-from downhill_rms.compiling.internals import Elemwise
+from downhill_rms.compiling.internals import Elemwise, shared_size
 from downhill_rms.compiling.products import FLOATS, PlainDot
 from downhill_rms.compiling.selfcheck import source_key
+from downhill_rms.compiling.tiledloops import LARGE, names, plain_loop
 
 WORK = 2**21  # multiplications of a thread at the least: OpenBLAS computes small products otherwise
 PART = 2**22  # numbers of a gradient that a thread has at once, at the most
@@ -90,7 +90,8 @@ def _place_of_product(fgraph: Any, node: Any) -> int | None:
         return None
     if any(v.type.ndim != 2 or any(v.type.broadcastable) for v in node.outputs):
         return None
-    if not any(_is_large(node.inputs[index]) for index in node.op.inplace_pattern.values()):
+    overwritten = [node.inputs[index] for index in node.op.inplace_pattern.values()]
+    if max(map(shared_size, overwritten)) < LARGE:  # as it is now
         return None
     for place, variable in enumerate(node.inputs):
         if (
@@ -106,23 +107,20 @@ def _place_of_product(fgraph: Any, node: Any) -> int | None:
     return None
 
 
-def _is_large(variable: Any) -> bool:
-    """Whether this is a shared variable of so many numbers, now, that threads divide them."""
-    container = getattr(variable, "container", None)
-    return container is not None and np.size(container.data) >= tiledloops.LARGE
-
-
 def register(numba: Any) -> None:
     """Tell PyTensor how Numba computes it."""
-    from downhill_rms.compiling import threads
+    from downhill_rms.compiling import rowproducts, threads
+
+    if threads.are_shared():
+        rowproducts.add_symbols()
 
     @numba.register(UpdateByProduct)  # type: ignore[untyped-decorator]
     def funcify_update(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
         product, elementwise = op.parts(node.inputs)
         dot, _ = numba.funcify(product.op, node=product)
-        whole, key = tiledloops.plain_loop(elementwise)
+        whole, key = plain_loop(elementwise)
         key = key and f"update_{op.transposed}_{op.place}_{key}_{source_key()}"
-        inputs = tiledloops.names(len(elementwise.inputs))
+        inputs = names(len(elementwise.inputs))
         given = ["left", "right", *inputs[: op.place], *inputs[op.place + 1 :]]
         first = f"def update({', '.join(given)}):"
         last = [f"{inputs[op.place]} = dot(left, right)", f"return whole({', '.join(inputs)})"]
@@ -133,13 +131,13 @@ def register(numba: Any) -> None:
         scope |= _kernel(numba, op, elementwise, ", ".join(given))
         lines = [first, *_in_tiles(op, elementwise, ", ".join(given)), *last]
         tiled = numba.function_of_source("\n    ".join(lines), "update", scope)
-        full = tiledloops.are_full(node.inputs)
-        return tiledloops.by_layout(numba, given, full, tiled, alone), key
+        full = _are_full(node.inputs)
+        return _by_layout(numba, given, full, tiled, alone), key
 
 
 def _in_tiles(op: Any, elementwise: Any, given: str) -> list[str]:
     """The lines that compute it in tiles, if it is large enough for that, and return."""
-    results = tiledloops.results(elementwise)
+    results = _results(elementwise)
     first = results[0]
     rows, columns, depth = (
         f"{matrix}.shape[{axis}]"
@@ -149,11 +147,11 @@ def _in_tiles(op: Any, elementwise: Any, given: str) -> list[str]:
             ("left", 1 - op.transposed[0]),
         )
     )
-    fits = tiledloops.fits(elementwise, elementwise, first, but=op.place)
+    fits = _fits(elementwise, first, op.place)
     return [
         "threads = thread_count()",
         f"length, columns, depth = {rows}, {columns}, {depth}",
-        f"if (threads > 1 and {first}.size >= {tiledloops.LARGE}",
+        f"if (threads > 1 and {first}.size >= {LARGE}",
         f"        and {first}.size * depth >= {WORK} * threads",
         f"        and {first}.shape == (length, columns)",
         f"        and right.shape[{int(op.transposed[1])}] == depth and {fits}):",
@@ -172,16 +170,12 @@ def _in_tiles(op: Any, elementwise: Any, given: str) -> list[str]:
 def _kernel(numba: Any, op: Any, elementwise: Any, given: str) -> dict[str, Any]:
     """The function that computes some rows of the product, and updates as many, with its names."""
     from downhill_rms.compiling.loopcode import some_rows
-    from downhill_rms.compiling.threads import (
-        multiply_rows,
-        run_tiles,
-        set_blas_threads,
-        thread_count,
-    )
+    from downhill_rms.compiling.rowproducts import multiply_rows
+    from downhill_rms.compiling.threads import run_tiles, set_blas_threads, thread_count
 
-    inputs = tiledloops.names(len(elementwise.inputs))
-    first = tiledloops.results(elementwise)[0]
-    parts = tiledloops.rows_of(elementwise)
+    inputs = names(len(elementwise.inputs))
+    first = _results(elementwise)[0]
+    parts = _rows(elementwise)
     parts[op.place] = inputs[op.place]
     lines = [
         f"def tile(index, rows, {given}):",
@@ -195,7 +189,7 @@ def _kernel(numba: Any, op: Any, elementwise: Any, given: str) -> dict[str, Any]
         "np": np,
         "multiply_rows": multiply_rows(*op.transposed),
         "some_rows": some_rows,
-        "loop": tiledloops.plain_loop(elementwise)[0],
+        "loop": plain_loop(elementwise)[0],
     }
     kernel = numba.function_of_source("\n    ".join(lines), "tile", scope)
     return {
@@ -204,3 +198,59 @@ def _kernel(numba: Any, op: Any, elementwise: Any, given: str) -> dict[str, Any]
         "set_blas_threads": set_blas_threads,
         "thread_count": thread_count,
     }
+
+
+def _are_full(variables: Sequence[Any]) -> list[bool]:
+    """Which of some inputs have more than one number."""
+    return [not all(variable.type.broadcastable) for variable in variables]
+
+
+def _by_layout(
+    numba: Any, inputs: Sequence[str], full: Sequence[bool], tiled: Any, whole: Any
+) -> Any:
+    """A function that is the first one where all full arrays are known to be contiguous.
+
+    Of another layout a tile would have another type than the whole, and Numba would compile the
+    loop once more.
+    """
+    from numba.extending import overload
+
+    def chosen(*kinds: Any) -> Any:
+        arrays = [kind for kind, is_full in zip(kinds, full, strict=True) if is_full]
+        return tiled if all(kind.layout == "C" for kind in arrays) else whole
+
+    # An overload has its function's names of arguments.
+    arguments = ", ".join(inputs)
+    source = f"def elementwise({arguments}):\n    return chosen({arguments})"
+    elementwise, choose = (
+        numba.function_of_source(source, "elementwise", {"chosen": chosen}) for _ in range(2)
+    )
+    overload(elementwise)(choose)
+    return elementwise
+
+
+def _results(elementwise: Any) -> list[str]:
+    """What the results of a node are called that works in place."""
+    known = names(len(elementwise.inputs))
+    return [
+        known[elementwise.op.inplace_pattern[index]] for index in range(len(elementwise.outputs))
+    ]
+
+
+def _rows(elementwise: Any) -> list[str]:
+    """The source of each input's rows from ``first`` to ``end``, or of all of its one row."""
+    return [
+        name if variable.type.broadcastable[0] else f"some_rows({name}, first, end)"
+        for name, variable in zip(names(len(elementwise.inputs)), elementwise.inputs, strict=True)
+    ]
+
+
+def _fits(elementwise: Any, result: str, but: int) -> str:
+    """Whether all inputs but one have the shapes that they must have; nobody else asks."""
+    checks = [
+        f"x{index}.shape[{axis}] == {'1' if one else f'{result}.shape[{axis}]'}"
+        for index, variable in enumerate(elementwise.inputs)
+        if index != but and f"x{index}" != result
+        for axis, one in enumerate(variable.type.broadcastable)
+    ]
+    return " and ".join(checks) or "True"

@@ -47,30 +47,8 @@ from downhill_rms.compiling.scans import (
     outermost,
 )
 
-# Elementwise operations that take no longer than to read their result, and views.
-CHEAP = (
-    *(
-        internals.Add,
-        internals.Sub,
-        internals.Mul,
-        internals.TrueDiv,
-        internals.Neg,
-        internals.Reciprocal,
-        internals.Sqr,
-        internals.Abs,
-        internals.Sign,
-    ),
-    *(
-        internals.Maximum,
-        internals.Minimum,
-        internals.Clip,
-        internals.Second,
-        internals.Identity,
-        internals.Cast,
-        internals.Switch,
-    ),
-    *(internals.LogicalComparison, internals.UnaryBitOp, internals.BinaryBitOp),
-)
+# What is computed again rather than kept: it takes no longer than to read its result.
+CHEAP = (*internals.QUICK, internals.TrueDiv, internals.Reciprocal)
 VIEWS = (DimShuffle, SpecifyShape, Subtensor, Shape, Shape_i)
 
 Term = Callable[[], Any]  # gives an expression once the loop is built

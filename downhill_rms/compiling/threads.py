@@ -26,7 +26,7 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import get_cython_function_address, intrinsic
+from numba.extending import intrinsic
 
 from downhill_rms.compiling.machine import (
     asked_threads,
@@ -45,7 +45,6 @@ TILE, END, SHARED = 24, 25, 26  # beyond all that OpenBLAS knows of
 
 # Names that compiled code has for what has another address in every process.
 EXECUTE, THREADS, LIMIT = (f"downhill_rms_{name}" for name in ("execute", "threads", "limit"))
-PRODUCTS = {"float32": "sgemm", "float64": "dgemm"}
 
 INT, WORD = ir.IntType(32), ir.IntType(64)
 
@@ -71,9 +70,6 @@ def are_shared() -> bool:
     threads = ctypes.c_int.in_dll(library, "blas_cpu_number")
     llvm.add_symbol(THREADS, ctypes.addressof(threads))
     llvm.add_symbol(LIMIT, ctypes.addressof(_limit))
-    for name in PRODUCTS.values():
-        address = get_cython_function_address("scipy.linalg.cython_blas", name)
-        llvm.add_symbol(f"downhill_rms_{name}", address)
     return True
 
 
@@ -148,7 +144,7 @@ def run_tiles(
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         _, given, tiles, threads = values
-        function = compiled_function(context, builder, kernel, called)
+        function = compiled_function(context, kernel, called)
         given = cgutils.unpack_tuple(builder, given)
 
         def work(inner: Any, tile: Any, arguments: Any) -> Any:
@@ -159,14 +155,19 @@ def run_tiles(
     return signature, generate
 
 
-def compiled_function(context: Any, builder: Any, dispatcher: Any, signature: Any) -> Any:
+def linked(context: Any, dispatcher: Any, signature: Any) -> Any:
+    """Numba's description of a function that it has compiled, linked to what is compiled now."""
+    compiled = dispatcher.dispatcher.overloads[signature.args]
+    context.active_code_library.add_linking_library(compiled.library)
+    return compiled.fndesc
+
+
+def compiled_function(context: Any, dispatcher: Any, signature: Any) -> Any:
     """What emits a call of a function that Numba compiles; the call's status is all of its result.
 
     What the function returns is given up, and the call is no place where it is written out again.
     """
-    compiled = dispatcher.dispatcher.overloads[signature.args]
-    context.active_code_library.add_linking_library(compiled.library)
-    description = compiled.fndesc
+    description = linked(context, dispatcher, signature)
 
     def call(inner: Any, values: Any) -> Any:
         function = context.declare_function(inner.module, description)
@@ -300,68 +301,3 @@ def set_blas_threads(typing_context: Any, number: Any) -> tuple[Any, Any]:
         return builder.sext(before, WORD)
 
     return types.int64(types.int64), generate
-
-
-@cache
-def multiply_rows(left_is_transposed: bool, right_is_transposed: bool) -> Any:
-    """A function that computes some rows of a product of two matrices, contiguous ones.
-
-    It is given the matrices as they are before they are transposed, the first row, and an array for
-    as many rows as it has.
-    """
-    plain, turned = ord("N"), ord("T")
-    # BLAS goes by columns: for it everything is transposed, and the factors change places.
-    left_flag, right_flag = turned if left_is_transposed else plain, plain
-    if right_is_transposed:
-        right_flag = turned
-
-    @numba.njit  # type: ignore[untyped-decorator]
-    def rows_of_product(left: Any, right: Any, first: int, result: Any) -> None:
-        rows, columns = result.shape
-        depth = left.shape[0] if left_is_transposed else left.shape[1]
-        begin = first if left_is_transposed else first * depth
-        _multiply(
-            (right_flag, left_flag),
-            (columns, rows, depth),
-            (right.ctypes.data, right.shape[1]),
-            (left.ctypes.data + begin * left.itemsize, left.shape[1]),
-            result,
-        )
-
-    return rows_of_product
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _multiply(
-    typing_context: Any, flags: Any, sizes: Any, first: Any, second: Any, result: Any
-) -> tuple[Any, Any]:
-    """A product by BLAS: of matrices given by their addresses and leading dimensions."""
-    number = ir.FloatType() if result.dtype == types.float32 else ir.DoubleType()
-    name = f"downhill_rms_{PRODUCTS[str(result.dtype)]}"
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        def reference(value: Any) -> Any:
-            place = cgutils.alloca_once(builder, value.type)
-            builder.store(value, place)
-            return place
-
-        def integer(value: Any) -> Any:
-            return reference(builder.trunc(value, INT))
-
-        pairs = (cgutils.unpack_tuple(builder, arguments[index]) for index in range(4))
-        characters, lengths, (a, lda), (b, ldb) = pairs
-        array = context.make_array(result)(context, builder, arguments[4])
-        given = [
-            *(reference(builder.trunc(value, ir.IntType(8))) for value in characters),
-            *map(integer, lengths),
-            reference(number(1)),
-            *(builder.inttoptr(a, number.as_pointer()), integer(lda)),
-            *(builder.inttoptr(b, number.as_pointer()), integer(ldb)),
-            reference(number(0)),
-            *(array.data, integer(lengths[0])),
-        ]
-        kind = ir.FunctionType(ir.VoidType(), [value.type for value in given])
-        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
-        return context.get_dummy_value()
-
-    return types.void(flags, sizes, first, second, result), generate

@@ -8,44 +8,20 @@ place is written into arrays that are made before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from downhill_rms.compiling.internals import (
-    Abs,
-    Add,
-    BinaryBitOp,
-    Cast,
-    Clip,
+    QUICK,
     Composite,
     Elemwise,
-    Identity,
-    LogicalComparison,
-    Maximum,
-    Minimum,
-    Mul,
-    Neg,
     ScalarType,
-    Second,
-    Sign,
-    Sqr,
-    Sub,
-    Switch,
-    UnaryBitOp,
     scalarized_elemwise,
 )
 from downhill_rms.compiling.selfcheck import source_key
 
 LARGE = 16_384  # numbers of an array from which on it pays
-
-# Of these alone a loop is as fast as its arrays are read, mostly from a cache; to compile its tiles
-# takes more than they gain.
-QUICK = (
-    *(Abs, Add, BinaryBitOp, Cast, Clip, Identity, LogicalComparison, Maximum, Minimum, Mul, Neg),
-    *(Second, Sign, Sqr, Sub, Switch, UnaryBitOp),
-)
 
 _theirs: dict[type, Any] = {}  # PyTensor's functions that make loops
 
@@ -67,7 +43,7 @@ def _register(numba: Any, kind: type) -> None:
 
     @numba.register(kind)  # type: ignore[untyped-decorator]
     def funcify_elementwise(op: Any, node: Any, **kwargs: Any) -> tuple[Any, str | None]:
-        loop = elementwise_node(node)
+        loop = node if isinstance(op, Elemwise) else _only_elementwise(op.fgraph)
         if not is_linking() or not _may_be_large(loop):
             return theirs(op, node=node, **kwargs)  # type: ignore[no-any-return]
         new, into = written_into(node)
@@ -82,11 +58,9 @@ def plain_loop(node: Any) -> tuple[Any, str | None]:
     return _theirs[type(node.op)](node.op, node=node)  # type: ignore[no-any-return]
 
 
-def elementwise_node(node: Any) -> Any:
-    """An elementwise operation, which may be inside another one that is given numbers."""
-    if isinstance(node.op, Elemwise):
-        return node
-    (inner,) = (inner for inner in node.op.fgraph.apply_nodes if isinstance(inner.op, Elemwise))
+def _only_elementwise(graph: Any) -> Any:
+    """The elementwise operation inside one that gives numbers to it."""
+    (inner,) = (inner for inner in graph.apply_nodes if isinstance(inner.op, Elemwise))
     return inner
 
 
@@ -108,7 +82,11 @@ def _may_be_large(node: Any) -> bool:
 
 
 def _is_slow(scalar_op: Any) -> bool:
-    """Whether there is more to compute of a number than to read and write it."""
+    """Whether there is more to compute of a number than to read and write it.
+
+    If not, a loop is as fast as its arrays are read, mostly from a cache, and to compile its tiles
+    takes more than they gain.
+    """
     if isinstance(scalar_op, Composite):
         return any(not isinstance(node.op, QUICK) for node in scalar_op.fgraph.apply_nodes)
     return not isinstance(scalar_op, QUICK)
@@ -126,7 +104,7 @@ def written_into(node: Any) -> tuple[Any, Any]:
         new = _all_in_place(node)
         return new, new
     graph = node.op.fgraph.unfreeze()
-    (inner,) = (inner for inner in graph.apply_nodes if isinstance(inner.op, Elemwise))
+    inner = _only_elementwise(graph)
     new = _all_in_place(inner)
     places = new.inputs[len(inner.inputs) :]
     op = type(node.op)([*graph.inputs, *places], new.outputs, destroy_map=new.op.destroy_map)
@@ -172,65 +150,6 @@ def _tiled(numba: Any, node: Any, into: Any, count: int, loop: Any) -> Any:
     return numba.njit(numba.function_of_source(source, "elementwise", scope))
 
 
-def are_full(variables: Sequence[Any]) -> list[bool]:
-    """Which of some inputs have more than one number."""
-    return [not all(variable.type.broadcastable) for variable in variables]
-
-
-def by_layout(
-    numba: Any, inputs: Sequence[str], full: Sequence[bool], tiled: Any, whole: Any
-) -> Any:
-    """A function that is the first one where all full arrays are known to be contiguous.
-
-    Of another layout a tile would have another type than the whole, and Numba would compile the
-    loop once more.
-    """
-    from numba.extending import overload
-
-    def chosen(*kinds: Any) -> Any:
-        arrays = [kind for kind, is_full in zip(kinds, full, strict=True) if is_full]
-        return tiled if all(kind.layout == "C" for kind in arrays) else whole
-
-    # An overload has its function's names of arguments.
-    arguments = ", ".join(inputs)
-    source = f"def elementwise({arguments}):\n    return chosen({arguments})"
-    elementwise, choose = (
-        numba.function_of_source(source, "elementwise", {"chosen": chosen}) for _ in range(2)
-    )
-    overload(elementwise)(choose)
-    return elementwise
-
-
 def names(count: int) -> list[str]:
     """What so many inputs are called in what is written here."""
     return [f"x{index}" for index in range(count)]
-
-
-def results(into: Any) -> list[str]:
-    """What the results of a node are called that works in place."""
-    known = names(len(into.inputs))
-    return [known[into.op.inplace_pattern[index]] for index in range(len(into.outputs))]
-
-
-def rows_of(into: Any) -> list[str]:
-    """The source of each input's rows from ``first`` to ``end``, or of all of its one row."""
-    return [
-        name if variable.type.broadcastable[0] else f"some_rows({name}, first, end)"
-        for name, variable in zip(names(len(into.inputs)), into.inputs, strict=True)
-    ]
-
-
-def fits(node: Any, into: Any, result: str, but: int | None = None) -> str:
-    """Whether all shapes are as they must be, which only the loop of the whole complains of.
-
-    Of all inputs but one, if one is named, which are the inputs of a node or stand for numbers.
-    """
-    checks = [
-        f"x{index}.shape[{axis}] == {'1' if one else f'{result}.shape[{axis}]'}"
-        for index, variable in enumerate(into.inputs)
-        if index != but
-        and f"x{index}" != result
-        and not isinstance(node.inputs[index].type, ScalarType)
-        for axis, one in enumerate(variable.type.broadcastable)
-    ]
-    return " and ".join(checks) or "True"

@@ -27,9 +27,7 @@ def with_threads(monkeypatch):
     def limit(number):
         monkeypatch.setattr(threads._limit, "value", number)
 
-    yield limit
-    monkeypatch.undo()
-    threads._limit.value = threads.most_threads()
+    return limit
 
 
 @pytest.fixture
