@@ -3,10 +3,10 @@
 The products of a step run on OpenBLAS' threads, which then wait for more, actively, for a while. A
 second pool of threads, be it Numba's or OpenMP's, would wait in the same way on the same cores, and
 each would slow the other down by more than it gains. So what else runs on all cores is given to
-OpenBLAS' threads, by the function that gives them products. It takes a fraction of a microsecond
-as long as they wait, and what holds for products holds for it: there are as many threads as OpenBLAS has at that moment,
-by its environment variables or by ``threadpool_limits``, a forked process has new ones, and several
-threads of Python may have work for them. Nothing is set.
+OpenBLAS' threads, by the function that gives them products. It takes a fraction of a microsecond as
+long as they wait, and what holds for products holds for it: there are as many threads as OpenBLAS
+has at that moment, by its environment variables or by ``threadpool_limits``, a forked process has
+new ones, and several threads of Python may have work for them. Nothing stays set.
 
 OpenBLAS documents this function for nobody. What is relied upon is as old as GotoBLAS: a queue of
 entries that begin with a function, two numbers that OpenBLAS writes, the function's first five
