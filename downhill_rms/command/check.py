@@ -20,6 +20,7 @@ from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import check_mode, computing, findings, pytensor_mode
 from downhill_rms.data import ArraySource, Dataset, InputSpec, as_dataset, by_input
+from downhill_rms.data.parquet import ParquetSource
 from downhill_rms.problem import Problem
 from downhill_rms.rule import (
     Hyperparameters,
@@ -246,11 +247,14 @@ def _received(dataset: Dataset, specs: Sequence[InputSpec]) -> tuple[list[str], 
     source = dataset.source
     if not isinstance(source, ArraySource):
         return ["ready batches"] * len(specs), [spec.dtype for spec in specs]
-    shapes, samples = [column.shape for column in source.columns], source.take(slice(0, 1))
-    given: Any = list(zip(shapes, (sample.dtype.name for sample in samples), strict=True))
-    if source.names is not None:
-        given = dict(zip(source.names, given, strict=True))
-    arrays = by_input(given, specs)
+    if isinstance(source, ParquetSource):  # its columns go to the inputs by their names
+        arrays = [(column.shape, column.given.name) for column in source.bind(specs).columns]
+    else:
+        shapes, samples = [column.shape for column in source.columns], source.take(slice(0, 1))
+        given: Any = list(zip(shapes, (sample.dtype.name for sample in samples), strict=True))
+        if source.names is not None:
+            given = dict(zip(source.names, given, strict=True))
+        arrays = by_input(given, specs)
     return [f"{dtype} array of {shape}" for shape, dtype in arrays], [d for _, d in arrays]
 
 
