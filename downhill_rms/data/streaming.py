@@ -6,6 +6,7 @@ What a window holds stands in one array for each input, so that a minibatch is o
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ class WindowSource(ArraySource, ABC):
         super().__init__(columns, names)
         self.starts, self.window, self.ahead, self.specs = starts, window, ahead, specs
         self._held: Held | None = None
-        self._next: tuple[Window, Future[Held]] | None = None
+        self._next: tuple[Window, Future[Held], ThreadPoolExecutor] | None = None
         self._lock, self._reading = threading.Lock(), threading.Lock()
 
     @abstractmethod
@@ -126,13 +127,14 @@ class WindowSource(ArraySource, ABC):
         following, self._next = self._next, None
         if following is not None and following[0].key == window.key:
             self._held = following[1].result()
+            following[2].shutdown()  # nothing is left to do, but for the thread to end
         else:
             self._held, spare = self._load(window, spare), None
         after = window.following() if self.ahead else None
         if after is not None:
             pool = ThreadPoolExecutor(1, "downhill_rms-prefetch")
-            self._next = after, pool.submit(self._load, after, spare)
-            pool.shutdown(wait=False)  # the thread ends when the window is there
+            self._next = after, pool.submit(self._load, after, spare), pool
+            pool.shutdown(wait=False)  # it takes nothing else, and ends also if nobody asks
         return self._held
 
     def _load(self, window: Window, arrays: list[np.ndarray] | None) -> Held:
@@ -204,7 +206,8 @@ class WindowedArrays(WindowSource):
 
 def _block_starts(source: ArraySource, window: int) -> np.ndarray:
     """Blocks of whole chunks, large enough for a disk and small beside the window."""
-    bytes_each = sum(column.values.nbytes for column in source.columns) // source.n_samples
+    sizes = (math.prod(c.shape) * np.dtype(c.values.dtype).itemsize for c in source.columns)
+    bytes_each = sum(sizes) // source.n_samples
     chunk = max(_chunk(column.values, column.axis) for column in source.columns)
     wanted = max(min(BLOCK // max(bytes_each, 1), window // PARTS), 1)
     step = -(-wanted // chunk) * chunk

@@ -431,6 +431,45 @@ def test_validation_data_of_the_problem_are_named_beside_a_training_file():
     assert said not in without.stderr
 
 
+def parquet_files(count=2):
+    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    rng = np.random.default_rng(0)
+    Path("folder").mkdir()
+    for number in range(count):
+        X = rng.normal(size=(30, 2))
+        columns = {"x0": X[:, 0], "x1": X[:, 1], "y": X @ [1.0, -2.0] + 0.5}
+        parquet.write_table(pa.table(columns), f"folder/{number}.parquet", row_group_size=7)
+
+
+def test_a_folder_of_parquet_files_is_trained_on():
+    parquet_files()
+    checked = succeed("check", "line.py:without_data", "--train", "folder")
+    assert "float64 array of (60, 2)" in checked
+    assert "2 minibatches of 32 an epoch, the last of 28" in checked
+    given = ("--train", "folder", "--set", "learning_rate=0.05", "--out", "whole")
+    succeed("train", "line.py:without_data", *given, "--max-epochs", 40)
+    given = (*given[:-1], "parts")
+    succeed("train", "line.py:without_data", *given, "--max-epochs", 15)
+    succeed("train", "--resume", "--out", "parts", "line.py:without_data", "--max-epochs", 40)
+    states = [np.load(f"{run}/checkpoints/best.npz") for run in ("whole", "parts")]
+    np.testing.assert_array_equal(*(state["param/w"] for state in states))
+    np.testing.assert_allclose(states[0]["param/w"], [1, -2], atol=0.1)
+    assert json.loads(Path("whole/config.json").read_text())["train"] == str(
+        Path("folder").resolve()
+    )
+
+
+def test_a_large_parquet_file_is_not_read_as_a_whole(monkeypatch):
+    parquet_files(1)
+    given = ("--train", "folder/0.parquet", "--valid", "folder/0.parquet", "--max-epochs", 3)
+    succeed("train", "line.py:without_data", "--out", "whole", *given)
+    monkeypatch.setattr("downhill_rms.data.parquet.STREAMED", 100)
+    succeed("train", "line.py:without_data", "--out", "windows", *given)
+    checkpoints = [sorted(Path(run, "checkpoints").glob("step-*")) for run in ("whole", "windows")]
+    states = [np.load(paths[-1]).files for paths in checkpoints]
+    assert ["train/permutation" in names for names in states] == [True, False]
+
+
 def test_compare_puts_the_best_first():
     for name, rate in (("slow", 1e-4), ("fast", 0.1)):
         succeed("train", "line.py", "--out", name, "--seed", 0, "--set", f"learning_rate={rate}")
@@ -490,6 +529,11 @@ def corrupt(name):
         (["train", "line.py:integers"], 1, r"loss is 3: it is a symbolic PyTensor scalar"),
         (["train", "line.py:without_data"], 1, r"Give --train FILE"),
         (["train", "line.py", "--train", "missing.csv"], 1, r"missing\.csv"),
+        (
+            ["train", "line.py:without_data", "--train", "."],
+            1,
+            r"has no file whose name ends in \.parquet",
+        ),
         (["train", "line.py", "--train", "columns.csv"], 1, r"columns\.csv"),
         (["train", "line.py", "--train", "line.py"], 1, r"line\.py"),
         (
