@@ -68,6 +68,17 @@ def test_quickstart():
     assert float(last) < float(first) / 4
 
 
+def test_streaming_goes_on_in_the_middle_of_a_pass(tmp_path):
+    pytest.importorskip("pyarrow", reason="the example reads Parquet files")
+    output = run("streaming", "--rows", "20000", "--directory", tmp_path)
+    assert re.findall(r"after (\d+) updates of Dataset.*window=(\d+)", output) == [
+        ("133", "2000"),
+        ("200", "2000"),
+    ]
+    w, b = re.search(r"w = \[(.*)\], b = (.*)", output).groups()
+    np.testing.assert_allclose([*map(float, w.split()), float(b)], [0.5, -1, 2, 1], atol=0.1)
+
+
 def test_step_loop():
     errors = [float(v) for v in re.findall(r"error: ([\d.]+)", run("step_loop"))]
     assert len(errors) == 20

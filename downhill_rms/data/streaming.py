@@ -26,17 +26,53 @@ from downhill_rms.data.sources import (
 )
 from downhill_rms.data.windows import Rows, Window
 
+GATHERED = 1 << 20  # bytes that are gathered together: a minibatch alone costs mostly the call
 BLOCK = 1 << 20  # bytes that are read as one from data without chunks, about
 PARTS = 16  # blocks in a window at least, where chunks allow it
 
 
-@dataclass(frozen=True)
+@dataclass
 class Held:
-    """The arrays of a window, one for each input, and the order of the samples in it."""
+    """A window in memory.
+
+    Attributes
+    ----------
+    window : Window
+        Which.
+    arrays : list of ndarray
+        Its samples as they were read, one array for each input.
+    order : ndarray or None
+        The places of samples as they come; None if they come as they were read.
+    gathered : (int, list of ndarray) or None
+        Samples as they come, from which one on.
+    """
 
     window: Window
     arrays: list[np.ndarray]
     order: np.ndarray | None
+    gathered: tuple[int, list[np.ndarray]] | None = None
+
+    def gather(self, first: int, last: int, axis: int) -> Batch:
+        """Samples as they come, in arrays that are not used again for another window."""
+        if self.gathered is None or not self._has(first, last, axis):
+            count = last - first
+            bytes_each = sum(array.nbytes // array.shape[axis] for array in self.arrays)
+            several = max(GATHERED // max(bytes_each * count, 1), 1) * count
+            self.gathered = first, self._copy(first, min(first + several, len(self.window)), axis)
+        start, arrays = self.gathered
+        places = (slice(None),) * axis + (slice(first - start, last - start),)
+        return [np.ascontiguousarray(array[places]) for array in arrays]
+
+    def _has(self, first: int, last: int, axis: int) -> bool:
+        assert self.gathered is not None
+        start, arrays = self.gathered
+        return start <= first and last <= start + arrays[0].shape[axis]
+
+    def _copy(self, first: int, last: int, axis: int) -> list[np.ndarray]:
+        if self.order is not None:
+            return [array.take(self.order[first:last], axis=axis) for array in self.arrays]
+        places = (slice(None),) * axis + (slice(first, last),)
+        return [array[places].copy(order="C") for array in self.arrays]
 
 
 class WindowSource(ArraySource, ABC):
@@ -98,7 +134,8 @@ class WindowSource(ArraySource, ABC):
         """The samples of one minibatch."""
         if isinstance(selection, Rows):
             with self._lock:  # or another thread might have the window replaced meanwhile
-                batch = self._gather(self._hold(selection.window), selection)
+                held = self._hold(selection.window)
+                batch = held.gather(selection.first, selection.last, self.columns[0].axis)
         else:
             assert isinstance(selection, slice)
             batch = self._make_arrays(selection.stop - selection.start)
@@ -107,15 +144,6 @@ class WindowSource(ArraySource, ABC):
             return batch
         pairs = zip(batch, self.specs, strict=True)
         return [array if spec.sparse is None else conform(array, spec) for array, spec in pairs]
-
-    def _gather(self, held: Held, rows: Rows) -> Batch:
-        """Copies, since the arrays are used again for another window."""
-        axis = self.columns[0].axis
-        if held.order is None:
-            places = (slice(None),) * axis + (slice(rows.first, rows.last),)
-            return [array[places].copy(order="C") for array in held.arrays]
-        order = held.order[rows.first : rows.last]
-        return [array.take(order, axis=axis) for array in held.arrays]
 
     def _hold(self, window: Window) -> Held:
         """The window's arrays, which stay until another is asked for."""

@@ -14,6 +14,7 @@ far samples move, and how many row groups meet in a minibatch.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -142,8 +143,16 @@ READERS = {
 
 
 def resident():
-    """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+    """Bytes in memory of this process and of its children."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return sum(_resident(process) for process in ("self", *children))
+
+
+def _resident(process):
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE
+    except (OSError, IndexError):  # it has ended
+        return 0
 
 
 class Highest(threading.Thread):

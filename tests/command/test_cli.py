@@ -461,7 +461,8 @@ def test_a_folder_of_parquet_files_is_trained_on():
 
 def test_a_large_parquet_file_is_not_read_as_a_whole(monkeypatch):
     parquet_files(1)
-    given = ("--train", "folder/0.parquet", "--valid", "folder/0.parquet", "--max-epochs", 3)
+    given = ("--train", "folder/0.parquet", "--valid", "folder/0.parquet")
+    given = (*given, "--max-epochs", 3, "--batch-size", 10)
     succeed("train", "line.py:without_data", "--out", "whole", *given)
     monkeypatch.setattr("downhill_rms.data.parquet.STREAMED", 100)
     succeed("train", "line.py:without_data", "--out", "windows", *given)

@@ -237,7 +237,7 @@ def test_no_more_than_windows_is_in_memory(tmp_path):
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 4e6  # a window is 0.8 MB
+    assert peak < 6e6  # a window is 0.8 MB, and what is gathered together 1 MB
 
 
 @pytest.mark.parametrize("prefetch", [0, 2])
