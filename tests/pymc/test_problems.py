@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("pymc", reason="PyMC is not installed: it needs Python 3.12")
 
 import pymc as pm
+import pytensor
 import pytensor.tensor as pt
 
 import downhill_rms
@@ -226,6 +227,26 @@ def test_a_run_that_is_cut_off_goes_on_bit_for_bit(tmp_path):
     run(checkpoint=Checkpoint(tmp_path, every_updates=7), max_updates=123)
     again = run(checkpoint=Checkpoint(tmp_path, every_updates=7), resume=True)
     np.testing.assert_array_equal(again, whole)
+
+
+def test_a_finished_run_goes_into_another_problem_of_the_model(tmp_path):
+    y = models.normal_data(200)
+    first, second = (advi_problem(models.normal_model(y), {"y": y}, **quick(300)) for _ in "ab")
+    fit(first).save_parameters(tmp_path / "parameters.npz")
+    second.trainer(FAST).load_parameters(tmp_path / "parameters.npz")
+    assert second.point() == first.point()
+    assert second.covariance() == first.covariance()
+
+
+def test_single_precision_is_fitted_in_single_precision():
+    y = models.normal_data(400).astype("float32")
+    with pytensor.config.change_flags(floatX="float32"):
+        problem = advi_problem(models.normal_model(y), {"y": y}, **quick(3000), seed=0)
+        assert {problem.loss.dtype, problem.mean.dtype} == {"float32"}
+        fit(problem, seed=0)
+    mean, std = models.normal_posterior(y.astype("float64"))
+    assert abs(float(problem.mean.get_value()[0]) - mean) < 0.1 * std
+    np.testing.assert_allclose(problem.covariance() ** 0.5, std, rtol=0.1)
 
 
 def test_pm_fit_takes_the_rule():
