@@ -13,7 +13,7 @@ import pytest
 from downhill_rms.command.cli import main
 
 ROOT = Path(__file__).parent.parent
-PEERS = ("import torch", "import keras")
+PEERS = ("import torch", "import keras", "from pymc_extras")
 
 
 def programs(path):

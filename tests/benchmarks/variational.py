@@ -23,9 +23,9 @@ from tests.pymc import models
 
 BATCH, PREDICTORS = 500, 20
 OPTIMISERS = {
-    "adagrad_window": pm.adagrad_window(learning_rate=0.02),
-    "adam": pm.adam(learning_rate=0.01),
-    "rmsprop": pm.rmsprop(learning_rate=0.01),
+    "its default": pm.adagrad_window(),
+    "adagrad_window, 0.01": pm.adagrad_window(learning_rate=0.01),
+    "adam, 0.001": pm.adam(learning_rate=0.001),
 }
 
 

@@ -1,5 +1,7 @@
 """Fitted models, beside what is known of them by other means."""
 
+import inspect
+
 import numpy as np
 import pytest
 
@@ -38,6 +40,9 @@ def assert_near(found, mean, std, means_within, stds_within):
 
 
 def mode_by_pymc(model):
+    """PyMC 6.4 warns unless it is told what to return; 6.3 returns a dict and takes no mode."""
+    if "return_inferencedata" not in inspect.signature(pm.find_MAP).parameters:
+        return pm.find_MAP(model=model, progressbar=False)
     options = {"progressbar": False, "jitter": False, "return_inferencedata": True}
     found = pm.find_MAP(model=model, compile_kwargs={"mode": FAST}, **options)["posterior"]
     return {name: values.values[0, 0] for name, values in found.items()}
@@ -270,3 +275,21 @@ def test_pm_fit_takes_the_rule():
 def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         advi_problem(models.normal_model(np.zeros(5)), **bad)
+
+
+def test_the_trainer_of_pymc_extras_takes_the_rule():
+    pytest.importorskip("pymc_extras", reason="pymc-extras is not installed")
+    from pymc_extras.inference.advi.optimizers import GradientTransformation
+    from pymc_extras.inference.advi.training import Trainer
+
+    def compiled(gradients, params):
+        updates = dict(downhill_rms.updates(params, gradients, learning_rate=0.01, decay=0.99))
+        return [updates.pop(param) - param for param in params], updates
+
+    y = models.normal_data(200)
+    with models.normal_model(y):
+        transformation = GradientTransformation(dict, None, pytensor=compiled)
+        trainer = Trainer(optimizer=transformation, random_seed=1)
+        trainer.fit(4000, random_seed=1)
+    mean, std = models.normal_posterior(y)
+    assert abs(float(trainer.state.params["mu_loc"]) - mean) < std
