@@ -237,6 +237,9 @@ class Trainer:
     def evaluate(self, dataset: Any) -> Values:
         """Means of the loss and the monitors over a data set, with the parameters as they are.
 
+        Random numbers, as those of dropout, are the same at every call and in validations, and
+        none of training's: two results differ by the parameters and the data alone.
+
         Parameters
         ----------
         dataset : Dataset or whatever it accepts
@@ -342,7 +345,8 @@ class Trainer:
             too, and one on the final parameters.
         patience : float
             Validations in a row without improvement that are borne (5). Those of a random loss
-            without data are single draws of it; a warning says so.
+            all begin with the same random numbers, and so differ by the parameters alone. A
+            random loss without data is judged by one draw of it; a warning says so.
         min_improvement : float
             Relative improvement of what is judged that counts.
         monitor : str
@@ -419,8 +423,9 @@ class Trainer:
         if train is None and valid is None and by_chance:
             warn(
                 "The loss is random and has no data: patience and the best parameters are judged "
-                "by a single draw of it at each validation, and end a run by chance. Give "
-                "patience=math.inf with max_epochs= or max_updates=, and restore_best=False."
+                "by a single draw of it, the same at every validation, and not by its mean. Let "
+                "the loss be a mean over many draws, or give patience=math.inf with max_epochs= "
+                "or max_updates=, and restore_best=False."
             )
         if monitor not in self.steps.names:
             raise ValueError(

@@ -102,7 +102,7 @@ class Loop:
     def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
         """Means over a data set in its own order."""
         means = PassMean(self.steps.names)
-        with self.steps.carried.pass_of_its_own():
+        with self.steps.carried.pass_of_its_own(), self.steps.same_draws():
             for number, (batch, samples) in enumerate(data.in_order()):
                 outputs = self.steps.evaluate(batch)
                 if must_be_finite:

@@ -208,13 +208,26 @@ def test_a_state_is_carried_in_jax(together):
 
 
 @jax_only
-def test_dropout_changes_at_every_call_in_jax():
+def test_dropout_changes_at_every_update_in_jax():
     pytest.importorskip("jax")
     trainer, _ = make_trainer("JAX", dropout=True)
     trainer.set_params([np.ones(3, dtype="float32")])
     losses = {trainer.evaluate([X, Y])["loss"] for _ in range(4)}
+    assert len(losses) == 1
     losses |= {trainer.step([X, Y], learning_rate=0.0)["loss"] for _ in range(4)}
-    assert len(losses) == 8
+    assert len(losses) == 5
+
+
+@pytest.mark.parametrize("mode", [None, "tiered"])
+def test_evaluations_draw_the_same_numbers_in_numba(default_backend, mode):
+    """Uncompiled, compiled by a child and compiled here: all read the same generators."""
+    trainer, _ = make_trainer(mode, dropout=True)
+    trainer.set_params([np.ones(3, dtype="float32")])
+    first = trainer.evaluate([X, Y])["loss"]
+    trainer.step([X, Y], learning_rate=0.0)
+    assert trainer.evaluate([X, Y])["loss"] == pytest.approx(first, rel=1e-5)
+    trainer.steps.settle()
+    assert trainer.evaluate([X, Y])["loss"] == pytest.approx(first, rel=1e-5)
 
 
 @jax_only
@@ -232,7 +245,9 @@ def test_a_generator_inside_an_op_advances_in_every_backend(mode):
     total = drawn.sum()
     trainer = Trainer(w * total, params=[w], monitors={"drawn": total}, mode=mode)
     assert len({trainer.step()["drawn"] for _ in range(3)}) == 3
-    assert len({trainer.evaluate(None)["drawn"] for _ in range(3)}) == 3
+    assert len({trainer.evaluate(None)["drawn"] for _ in range(3)}) == 1
+    several = trainer.evaluate(Dataset(None, iteration_size=3))["drawn"]
+    assert several != trainer.evaluate(None)["drawn"]  # it advances within a pass
 
 
 @jax_only
