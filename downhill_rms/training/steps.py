@@ -41,6 +41,8 @@ from downhill_rms.rule import (
     scheduled,
     telemetry_names,
     update_telemetry,
+    variables_in_order,
+    warn,
     warn_of_suspects,
 )
 from downhill_rms.training.divergence import (
@@ -150,9 +152,23 @@ class Steps:
         self.specs = self.inspection.specs
         self._look = BatchInspection(self.inspection, "the batch")
 
-    def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
+    def bind(
+        self, dataset: Dataset, *, train: bool = False, finite: bool = False, epoch: int = 0
+    ) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands."""
-        return self.inspection.bind(dataset, train=train, finite=finite)
+        return self.inspection.bind(dataset, train=train, finite=finite, epoch=epoch)
+
+    def warn_of_schedules(self, data: BoundDataset, monitor: str) -> None:
+        """Warn where what judges a run is another function in each epoch."""
+        behind = variables_in_order([self.outputs[self.names.index(monitor)]])
+        changing = [i for i in data.scheduled if self.graph.inputs[i] in behind]
+        if changing:
+            names = ", ".join(str(self.specs[i]) for i in changing)
+            warn(
+                f"{data.name} feeds {names} from a function of the epoch, and {monitor!r} depends "
+                "on it: validations are compared with one another, and should measure one thing. "
+                "Give valid= with a number there, or monitor= another one."
+            )
 
     def _function(
         self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]
@@ -305,7 +321,7 @@ class Steps:
 
     def _of_stack(self, batch: Batch, index: int) -> Batch:
         """One minibatch of a stack, which without inputs has an array that is none of theirs."""
-        return [array[index] for array in batch[: len(self.specs)]]
+        return [np.asarray(array[index]) for array in batch[: len(self.specs)]]
 
     def update(self, batch: Batch) -> list[Any]:
         """Make one update, or one for each of a stack of minibatches; returns the outputs before.
