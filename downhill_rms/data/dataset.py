@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby, islice
+from numbers import Number
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +42,10 @@ class Dataset:
           memory maps, h5py and zarr data sets, scipy sparse matrices, PyTensor shared variables;
           frames, series, tables and arrays of pandas, polars and Arrow, whose columns of numbers
           and truth values stand beside each other in one matrix;
+        - among these, for an input without dimensions: a number; a PyTensor shared scalar, which
+          is read anew for each call; or a function of the epoch, called once for each with the
+          epochs trained so far, 0 at first. Samples are counted by the arrays. Without an array
+          an epoch is one update;
         - a callable that returns a batch;
         - an iterable of batches that can be iterated again: a list of batches, a torch
           DataLoader;
@@ -112,8 +117,11 @@ class Dataset:
             self.source = open_source(inputs, axis)
         self.sampler: Sampler | None = None
         self._by_hand: Sampler | None = None
+        self._epochs_by_hand = 0
         if isinstance(self.source, ArraySource):
             sizes = (self.source.n_samples, batch_size, iteration_size)
+            if self.source.is_scalar:  # as a loss without inputs: there is nothing to divide
+                sizes, shuffle = (iteration_size or 1, 1, iteration_size), None
             self.sampler = Sampler(*sizes, shuffle, generator)
             self.iteration_size: int | None = self.sampler.n_batches
             self._by_hand = copy.deepcopy(self.sampler)
@@ -127,7 +135,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         if isinstance(self.source, ArraySource) and self.sampler is not None:
-            shapes = ", ".join(str(column.shape) for column in self.source.columns)
+            shapes = ", ".join(str(column.shape or column) for column in self.source.columns)
             batches = f"{self.iteration_size} minibatches of {self.sampler.batch_size}"
             order = f"shuffle={self.sampler.shuffle!r}"
             return f"Dataset({self.name!r}, arrays {shapes}, {batches}, {order})"
@@ -154,19 +162,23 @@ class Dataset:
         training stays where it is.
         """
         bound = self.bind(None)
+        bound.begin_epoch(self._epochs_by_hand)
+        self._epochs_by_hand += 1
         if self._by_hand is not None:
             bound.sampler = copy.deepcopy(self._by_hand)
             for _ in self._by_hand.epoch():
                 pass
         return (batch for batch, _ in bound.epoch())
 
-    def bind(self, specs: Sequence[InputSpec] | None) -> BoundDataset:
+    def bind(self, specs: Sequence[InputSpec] | None, epoch: int = 0) -> BoundDataset:
         """Check and cast the data, once, for these inputs.
 
         Parameters
         ----------
         specs : sequence of InputSpec or None
             The inputs; None for the data as they are.
+        epoch : int
+            The number that functions of the epoch are first called with.
 
         Returns
         -------
@@ -174,7 +186,8 @@ class Dataset:
             It shares this data set's order: an epoch of either moves both on.
         """
         with told(self.name):
-            return BoundDataset(self, self.source if specs is None else self.source.bind(specs))
+            source = self.source if specs is None else self.source.bind(specs, epoch)
+            return BoundDataset(self, source)
 
 
 def as_dataset(
@@ -217,6 +230,18 @@ class BoundDataset:
         # Given what is read as it comes, batch by batch: its number, and the samples if known.
         self.look: Callable[[Batch, int, Selection | None], Any] | None = None
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Go on to another epoch, whose number some scalars are made from."""
+        if isinstance(self.source, ArraySource):
+            with told(self.name):
+                self.source.begin_epoch(epoch)
+
+    @property
+    def scheduled(self) -> list[int]:
+        """The places of the inputs that functions of the epoch feed."""
+        scalars = self.source.scalars if isinstance(self.source, ArraySource) else {}
+        return [place for place, column in scalars.items() if column.is_schedule]
+
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of the arrays; none for ready batches."""
@@ -249,7 +274,9 @@ class BoundDataset:
             if delivered and self.sampler.position == 0:
                 return iter(())  # the epoch had come to its end
             take = self._take_ahead if self.prefetch else self._take_epoch
-            return take(self.source, self.sampler, together, limit)
+            taken = take(self.source, self.sampler, together, limit)
+            scalars = bool(self.source.scalars)
+            return self.source.with_scalars(taken, together > 1) if scalars else taken
         batches = self._ready_batches(delivered)
         if together > 1:
             batches = _stack(batches, together, limit)
@@ -318,7 +345,8 @@ class BoundDataset:
         for batch, samples in batches:
             if self.look is not None:
                 for one in zip(*batch, strict=True) if stacked else [batch]:
-                    self.look(list(one), number, None)
+                    # Of a stack of scalars there come numbers, which are no arrays.
+                    self.look([np.asarray(a) for a in one] if stacked else batch, number, None)
                     number += 1
             yield batch, samples
 
@@ -349,6 +377,8 @@ def _split(
 
 def _split_array(array: np.ndarray, count: int, axis: int) -> np.ndarray:
     shape = array.shape
+    if not shape:
+        return np.full(count, array)
     parts = array.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
     return np.ascontiguousarray(np.moveaxis(parts, axis, 0))
 
@@ -382,7 +412,8 @@ def open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
     """Tell arrays, callables and iterables of batches apart."""
     if inputs is None:
         return BatchSource(lambda: iter([[]]))
-    if hasattr(inputs, "shape") or hasattr(inputs, "to_numpy"):  # an Arrow array has no shape
+    is_number = isinstance(inputs, Number)
+    if hasattr(inputs, "shape") or hasattr(inputs, "to_numpy") or is_number:  # Arrow has no shape
         return ArraySource([as_column(inputs, axis)], None)
     if isinstance(inputs, Mapping) and inputs:
         return ArraySource([as_column(v, axis) for v in inputs.values()], list(inputs))

@@ -105,7 +105,9 @@ class Inspection:
         carried = {variable: new[variable] for variable in graph.carried}
         return cls(graph.inputs, [*outputs, *assigned], params, gradients, graph, carried)
 
-    def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
+    def bind(
+        self, dataset: Dataset, *, train: bool = False, finite: bool = False, epoch: int = 0
+    ) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands.
 
         What is not in memory has its batches compared as they come.
@@ -118,13 +120,15 @@ class Inspection:
             Whether gradients will be computed too.
         finite : bool
             Whether NaN and infinity are refused, where the loss is not finite with them.
+        epoch : int
+            The number that functions of the epoch are first called with.
 
         Raises
         ------
         ValueError
             If they do not fit the graph, or are not finite.
         """
-        data = dataset.bind(self.specs)
+        data = dataset.bind(self.specs, epoch)
         if train and self._unseen is not None:
             graph, self._unseen = self._unseen, None
             warn_of_data(graph, data.n_samples, data.shapes)
@@ -164,6 +168,8 @@ class Inspection:
             return
         if demands.checks:
             self._look_at_indices(data, source, demands.checks)
+            if any(column.is_index for column in source.scalars.values()):
+                data.look = BatchInspection(self, data.name, data.axis, rehearsed=True)
         if finite:
             self._look_for_infinite(data, source, train)
 
@@ -278,6 +284,9 @@ class Inspection:
             batch = source.take(selection)
             for check in checks:
                 if check.fails(batch):
+                    if check.is_scalar:
+                        self.judge(check, batch, source.take(slice(0, 1)), data.name, data.axis)
+                        continue
                     row = check.first_row(batch, data.axis)
                     if row is None:
                         continue
@@ -296,6 +305,8 @@ class Inspection:
 
     def _look_for_infinite(self, data: BoundDataset, source: ArraySource, train: bool) -> None:
         for variable, column in zip(self.inputs, source.columns, strict=True):
+            if not column.shape:  # a scalar may be infinite, as a bound is, and NaN was refused
+                continue
             if self._finite.get(id(column.values)) is column.values:
                 continue  # a user's loop may call minimize for each epoch
             found = first_infinite(column)
@@ -406,7 +417,7 @@ class BatchInspection:
         self, check: IndexCheck, batch: Batch, number: int | None, selection: Selection | None
     ) -> None:
         place, sample = self._called(number), batch
-        row = check.first_row(batch, self.axis)
+        row = None if check.is_scalar else check.first_row(batch, self.axis)
         if row is not None:
             sample = _sample(batch, row, self.axis)
             if isinstance(selection, slice):
@@ -437,6 +448,8 @@ class IndexCheck:
     def __init__(self, index: Index, inspection: Inspection, reading: Reading) -> None:
         self.index = index
         self.names = [inspection.names[inspection.inputs[place]] for place in index.inputs]
+        # Computed from inputs without dimensions alone, it belongs to no sample.
+        self.is_scalar = not any(inspection.inputs[place].type.ndim for place in index.inputs)
         leaf = without_dimensions(index.values)
         places = [reading.leaves.get(variable) for variable in inspection.inputs]
         # Most are an input itself.
