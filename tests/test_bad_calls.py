@@ -410,6 +410,7 @@ CALLS = {
             "rng": lambda value: False if isinstance(value, str | float | bool) else None,
             "shuffle": optional(one_of("samples", "batches")),
             "prefetch": count(0),
+            "window": optional(count()),
         },
     ),
     "sequences": (

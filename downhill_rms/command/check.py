@@ -20,6 +20,7 @@ from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import check_mode, computing, findings, pytensor_mode
 from downhill_rms.data import ArraySource, Dataset, InputSpec, ScalarColumn, as_dataset, by_input
+from downhill_rms.data.parquet import ParquetSource
 from downhill_rms.problem import Problem
 from downhill_rms.rule import (
     Hyperparameters,
@@ -246,17 +247,23 @@ def _received(dataset: Dataset, specs: Sequence[InputSpec]) -> tuple[list[str], 
     source = dataset.source
     if not isinstance(source, ArraySource):
         return ["ready batches"] * len(specs), [spec.dtype for spec in specs]
-    samples = zip(source.columns, source.take(slice(0, 1)), strict=True)
-    given: Any = [
-        # A number has no dtype of its own that would say anything about arrays.
-        (str(column), "")
-        if isinstance(column, ScalarColumn)
-        else (f"{sample.dtype.name} array of {column.shape}", sample.dtype.name)
-        for column, sample in samples
-    ]
-    if source.names is not None:
-        given = dict(zip(source.names, given, strict=True))
-    arrays = by_input(given, specs)
+    if isinstance(source, ParquetSource):  # its columns go to the inputs by their names
+        arrays = [
+            (f"{column.given.name} array of {column.shape}", column.given.name)
+            for column in source.bind(specs).columns
+        ]
+    else:
+        samples = zip(source.columns, source.take(slice(0, 1)), strict=True)
+        given: Any = [
+            # A number has no dtype of its own that would say anything about arrays.
+            (str(column), "")
+            if isinstance(column, ScalarColumn)
+            else (f"{sample.dtype.name} array of {column.shape}", sample.dtype.name)
+            for column, sample in samples
+        ]
+        if source.names is not None:
+            given = dict(zip(source.names, given, strict=True))
+        arrays = by_input(given, specs)
     return [words for words, _ in arrays], [dtype for _, dtype in arrays]
 
 

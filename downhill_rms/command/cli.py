@@ -72,7 +72,9 @@ PICTURE = click.option(
 )
 PROBLEM = with_options(
     SPEC,
-    click.option("--train", metavar="FILE", help="Training data: npz, npy, csv, tsv, parquet."),
+    click.option(
+        "--train", metavar="FILE", help="Training data: npz, npy, csv, tsv, parquet, a folder."
+    ),
     click.option("--valid", metavar="FILE", help="Validation data."),
     click.option(
         *("--set", "assignments"),

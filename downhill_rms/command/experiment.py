@@ -11,6 +11,7 @@ from typing import Any, Literal
 from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset
 from downhill_rms.data.datafiles import read_data
+from downhill_rms.data.parquet import is_streamed
 from downhill_rms.problem import MONITORING, Problem, problem_path
 from downhill_rms.rule import Hyperparameters, parse_schedule
 from downhill_rms.trainer import Trainer
@@ -34,7 +35,7 @@ class Request:
     seed : int
         Of the problem and of the data's order.
     train, valid : str or None
-        Data files.
+        Data files, or folders of Parquet files.
     mode : str or None
         How PyTensor compiles; by default `default_mode`.
     hyperparameters, options : mapping
@@ -124,7 +125,10 @@ class Request:
         if not files:
             return problem
         specs = problem.trainer().steps.specs
-        data: dict[str, Any] = {name: read_data(file, specs) for name, file in files.items()}
+        data: dict[str, Any] = {
+            name: Path(file) if is_streamed(file) else read_data(file, specs)
+            for name, file in files.items()
+        }
         if not self.valid and problem.valid is not None:
             log.warning("the problem's own validation data are used: --valid FILE gives others")
         return replace(problem, **data)

@@ -1,8 +1,8 @@
 """The data: whatever holds samples becomes minibatches.
 
-Here stand data sets, the sources behind them, the order in which samples are visited, and data
-files (``datafiles``, imported when a file is read). It imports no other room. Open ``dataset.py``
-first.
+Here stand data sets, the sources behind them, those that are read by windows (``streaming``,
+``parquet``), the order in which samples are visited, and data files that are read as a whole
+(``datafiles``). It imports no other room. Open ``dataset.py`` first.
 """
 
 from downhill_rms.data.dataset import BoundDataset, Dataset, as_dataset

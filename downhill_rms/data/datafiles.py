@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from downhill_rms.data.frames import NUMBERS
 from downhill_rms.data.sources import ArrayColumn, InputSpec
 
 # Columns that pandas writes for a frame's index: without a name in text, with this one in Parquet.
@@ -77,13 +78,17 @@ def read_data(path: str | PathLike[str], specs: Sequence[InputSpec]) -> list[Any
     except (DataFileError, ImportError):
         raise
     except Exception as error:  # each reader has exceptions of its own for a broken file
-        text = str(error).strip().partition("\n")[0]
-        raise DataFileError(
-            f"{path} cannot be read as {path.suffix} ({type(error).__name__}: {text}). "
-            "Write it again."
-        ) from error
+        raise unreadable(path, path.suffix, error) from error
     _check_lengths(path, arrays, specs)
     return arrays
+
+
+def unreadable(path: Any, kind: str, error: Exception) -> DataFileError:
+    """What is raised for a file that its reader does not take."""
+    text = str(error).strip().partition("\n")[0]
+    return DataFileError(
+        f"{path} cannot be read as {kind} ({type(error).__name__}: {text}). Write it again."
+    )
 
 
 def _check_lengths(path: Path, arrays: Sequence[Any], specs: Sequence[InputSpec]) -> None:
@@ -106,7 +111,7 @@ def _read_npz(path: Path, specs: Sequence[InputSpec]) -> list[Any]:
         for name, spec in zip(names, specs, strict=True):
             if name not in file:
                 raise DataFileError(
-                    f"{path} has no array for {spec}, only {_listed(list(file))}: an .npz file has "
+                    f"{path} has no array for {spec}, only {listed(list(file))}: an .npz file has "
                     "one for each input. Name the arrays after the inputs."
                 )
         return [
@@ -159,7 +164,7 @@ class Table:
         doubled = sorted({name for name in named if named.count(name) > 1})
         if doubled:
             raise DataFileError(
-                f"{self.path} has several columns called {_listed(doubled)}: those of a table have "
+                f"{self.path} has several columns called {listed(doubled)}: those of a table have "
                 "different names. Rename or remove them."
             )
 
@@ -187,7 +192,7 @@ class Table:
             raise DataFileError(
                 f"{self.path} has no columns for "
                 f"{', '.join(str(specs[i]) for i in vectors or matrices)}, only "
-                f"{_listed(self.names)}: a table has some for each input. Name the column of a "
+                f"{listed(self.names)}: a table has some for each input. Name the column of a "
                 "vector y y, and those of a matrix x x0, x1 and so on."
             )
         taken.update((i, free) for i in matrices)
@@ -202,26 +207,35 @@ class Table:
             If a cell is empty, no number, or a number that this dtype cannot hold.
         """
         column, dtype = self.columns[self.names.index(name)], np.dtype(spec.dtype)
-        whole = dtype.kind in "iub"
         if isinstance(column, tuple):
-            values, valid = _parse(column, whole)
+            values, valid = _parse(column, dtype.kind in "iub")
         else:
             values, valid = column.to_numpy(), ~column.is_null().to_numpy()
-            if values.dtype.kind not in "iufb":
+            if values.dtype.kind not in NUMBERS:
                 kind = getattr(column, "type", None) or column.dtype
-                raise DataFileError(
-                    f"{self.path}, column {name!r} holds {kind} for {spec}: it takes numbers. "
-                    "Remove it, or write it as numbers."
-                )
-        valid &= _fits(values, dtype)
+                raise no_numbers(self.path, name, kind, spec)
+        valid &= fits(values, dtype)
         if not valid.all():
             row = int(np.argmin(valid))
-            raise DataFileError(
-                f"{self.path}, {self.place(row)}, column {name!r} holds {_shown(column[row])}: "
-                f"its input, {spec}, takes a {'whole ' if whole else ''}number that it can hold. "
-                "Mend it, or leave out the row or the column."
-            )
+            raise unfit_cell(f"{self.path}, {self.place(row)}", name, column[row], spec)
         return values.astype(dtype)
+
+
+def no_numbers(path: Any, name: str, kind: Any, spec: InputSpec | None) -> DataFileError:
+    """What is raised for a column of another kind."""
+    return DataFileError(
+        f"{path}, column {name!r} holds {kind} for {spec or 'an array'}: it takes numbers. "
+        "Remove it, or write it as numbers."
+    )
+
+
+def unfit_cell(place: str, name: str, cell: Any, spec: InputSpec | None) -> DataFileError:
+    """What is raised for a cell that an input cannot take."""
+    whole = "whole " if spec is not None and np.dtype(spec.dtype).kind in "iub" else ""
+    return DataFileError(
+        f"{place}, column {name!r} holds {_shown(cell)}: its input, {spec or 'an array'}, takes a "
+        f"{whole}number that it can hold. Mend it, or leave out the row or the column."
+    )
 
 
 def _check_inputs(path: Path, specs: Sequence[InputSpec]) -> None:
@@ -282,7 +296,7 @@ def _number(cell: str, whole: bool) -> float | None:
         return None
 
 
-def _fits(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def fits(values: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
     """Which values a dtype can hold."""
     if dtype.kind not in "iub":
         with np.errstate(over="ignore"):
@@ -321,7 +335,7 @@ def _check_header(path: Path, names: Sequence[str]) -> None:
         return
     if numbers != list(range(len(names))) or not names:  # a frame's columns may be called 0, 1, 2
         raise DataFileError(
-            f"{path} begins with {_listed(names) or 'nothing'}: a table's first line names the "
+            f"{path} begins with {listed(names) or 'nothing'}: a table's first line names the "
             "columns. Add such a line."
         )
 
@@ -357,7 +371,8 @@ def _shown(cell: Any) -> str:
     return "nothing" if value is None or not str(value).strip() else repr(value)
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, the first of them if they are many."""
     rest = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
     return ", ".join([*map(repr, names[:SHOWN]), *rest])
 

@@ -6,16 +6,16 @@ import contextlib
 import copy
 import math
 import sys
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from numbers import Number
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from downhill_rms.data.sampler import Sampler, Shuffle
+from downhill_rms.data import parquet
+from downhill_rms.data.ahead import read_ahead
+from downhill_rms.data.sampler import Sampler, Shuffle, WindowSampler
 from downhill_rms.data.sources import (
     ArraySource,
     Batch,
@@ -24,8 +24,7 @@ from downhill_rms.data.sources import (
     Selection,
     as_column,
 )
-
-T = TypeVar("T")
+from downhill_rms.data.streaming import WindowedArrays, WindowSource
 
 CALLABLE_EPOCH = 100  # minibatches in an epoch of a callable without a length, as in downhill
 
@@ -46,6 +45,8 @@ class Dataset:
           is read anew for each call; or a function of the epoch, called once for each with the
           epochs trained so far, 0 at first. Samples are counted by the arrays. Without an array
           an epoch is one update;
+        - the path of a Parquet file, or of a folder with such files, or a pyarrow data set, which
+          are read by windows;
         - a callable that returns a batch;
         - an iterable of batches that can be iterated again: a list of batches, a torch
           DataLoader;
@@ -69,7 +70,14 @@ class Dataset:
         is a minibatch that holds every sample.
     prefetch : int
         Minibatches that a thread reads ahead of training (0). It helps where reading waits
-        without holding Python's lock: the network, decompression, h5py and zarr.
+        without holding Python's lock: the network, decompression, h5py and zarr. Where there are
+        windows, any number above 0 has a thread read the next window while one is in use.
+    window : int, optional
+        Samples in memory together, for data that are larger than it: of Parquet (by default as
+        many as take 32 MiB in the file's numbers) and of memory maps, h5py and zarr data
+        sets (by default none: every minibatch is read from disk by itself). Blocks of samples
+        that the file keeps together, such as row groups and chunks, come in random order, and
+        the samples of each window are permuted. It is rounded up to whole minibatches.
 
     Raises
     ------
@@ -96,6 +104,7 @@ class Dataset:
         rng: int | np.random.Generator | None = None,
         shuffle: Shuffle = "samples",
         prefetch: int = 0,
+        window: int | None = None,
     ) -> None:
         if shuffle is not None and (
             not isinstance(shuffle, str) or shuffle not in ("samples", "batches")
@@ -108,21 +117,30 @@ class Dataset:
         check_int("batch_size", batch_size)
         check_int("axis", axis, low=0)
         check_int("prefetch", prefetch, low=0)
-        if iteration_size is not None:
-            check_int("iteration_size", iteration_size, low=1)
+        for size_name, size in (("iteration_size", iteration_size), ("window", window)):
+            if size is not None:
+                check_int(size_name, size, low=1)
         self.name = name or "dataset"
         self.axis, self.prefetch = axis, prefetch
         generator = _generator(rng)
         with told(self.name):
-            self.source = open_source(inputs, axis)
+            self.source = open_source(inputs, axis, window, ahead=prefetch > 0)
+            if isinstance(self.source, WindowSource) and shuffle == "batches":
+                raise ValueError(
+                    "shuffle is 'batches' for data that are read by windows: those have samples "
+                    "permuted in each. Give 'samples' or None."
+                )
         self.sampler: Sampler | None = None
         self._by_hand: Sampler | None = None
         self._epochs_by_hand = 0
         if isinstance(self.source, ArraySource):
-            sizes = (self.source.n_samples, batch_size, iteration_size)
-            if self.source.is_scalar:  # as a loss without inputs: there is nothing to divide
-                sizes, shuffle = (iteration_size or 1, 1, iteration_size), None
-            self.sampler = Sampler(*sizes, shuffle, generator)
+            how = (batch_size, iteration_size, shuffle, generator)
+            if isinstance(self.source, WindowSource):
+                self.sampler = WindowSampler(self.source.starts, self.source.window, *how)
+            elif self.source.is_scalar:  # as a loss without inputs: there is nothing to divide
+                self.sampler = Sampler(iteration_size or 1, 1, iteration_size, None, generator)
+            else:
+                self.sampler = Sampler(self.source.n_samples, *how)
             self.iteration_size: int | None = self.sampler.n_batches
             self._by_hand = copy.deepcopy(self.sampler)
         else:
@@ -138,6 +156,8 @@ class Dataset:
             shapes = ", ".join(str(column.shape or column) for column in self.source.columns)
             batches = f"{self.iteration_size} minibatches of {self.sampler.batch_size}"
             order = f"shuffle={self.sampler.shuffle!r}"
+            if self.sampler.window is not None:
+                order += f", window={self.sampler.window}"
             return f"Dataset({self.name!r}, arrays {shapes}, {batches}, {order})"
         count = (
             "as many minibatches as come"
@@ -164,6 +184,8 @@ class Dataset:
         bound = self.bind(None)
         bound.begin_epoch(self._epochs_by_hand)
         self._epochs_by_hand += 1
+        if isinstance(bound.source, WindowSource):
+            bound.source = bound.source.apart()
         if self._by_hand is not None:
             bound.sampler = copy.deepcopy(self._by_hand)
             for _ in self._by_hand.epoch():
@@ -273,7 +295,9 @@ class BoundDataset:
         if isinstance(self.source, ArraySource) and self.sampler is not None:
             if delivered and self.sampler.position == 0:
                 return iter(())  # the epoch had come to its end
-            take = self._take_ahead if self.prefetch else self._take_epoch
+            # The thread that reads a window ahead is the window's own.
+            ahead = self.prefetch and self.sampler.window is None
+            take = self._take_ahead if ahead else self._take_epoch
             taken = take(self.source, self.sampler, together, limit)
             scalars = bool(self.source.scalars)
             return self.source.with_scalars(taken, together > 1) if scalars else taken
@@ -287,7 +311,10 @@ class BoundDataset:
     def in_order(self) -> Iterator[tuple[Batch, int]]:
         """The same in the data's own order; the training order stays where it was."""
         if isinstance(self.source, ArraySource) and self.sampler is not None:
-            return self._take(self.source, self.sampler.in_order())
+            source = self.source
+            if isinstance(source, WindowSource):
+                source = source.apart()
+            return self._take(source, self.sampler.in_order())
         return self._looked_at(self._ready_batches())
 
     def _take(
@@ -396,20 +423,28 @@ def _stack(
             yield stacks or [np.zeros(len(group), dtype="int64")], group[0][1]
 
 
-def read_ahead(batches: Iterator[T], count: int) -> Generator[T, None, None]:
-    """The same batches, ``count`` of them read ahead by a thread."""
-    with ThreadPoolExecutor(1, "downhill_rms-prefetch") as pool:
-        pending = deque(pool.submit(next, batches, None) for _ in range(count))
-        try:
-            while (batch := pending.popleft().result()) is not None:
-                pending.append(pool.submit(next, batches, None))
-                yield batch
-        finally:
-            pool.shutdown(cancel_futures=True)
+def open_source(
+    inputs: Any, axis: int, window: int | None = None, ahead: bool = False
+) -> ArraySource | BatchSource:
+    """Tell files, arrays, callables and iterables apart, and read by windows where asked to."""
+    if parquet.is_parquet(inputs):
+        if axis:
+            raise ValueError(
+                f"axis is {axis} for Parquet files: their rows are samples. Leave it out."
+            )
+        return parquet.ParquetSource(parquet.ParquetFiles(inputs), window, ahead)
+    source = _open_source(inputs, axis)
+    if window is None:
+        return source
+    if not isinstance(source, ArraySource) or source.is_scalar:
+        raise ValueError(
+            f"window is {window} for batches that come ready: windows are for arrays and Parquet "
+            "files. Leave it out."
+        )
+    return WindowedArrays(source, window, ahead)
 
 
-def open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
-    """Tell arrays, callables and iterables of batches apart."""
+def _open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
     if inputs is None:
         return BatchSource(lambda: iter([[]]))
     is_number = isinstance(inputs, Number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from downhill_rms.data.generators import generator_state, set_generator_state
 from downhill_rms.data.sources import Selection
+from downhill_rms.data.windows import Pass, Rows, Window
 
 SHUFFLES = ("samples", "batches", None)
+IN_ORDER = 1 << 16  # rows that are read together where nothing is shuffled, about
 Shuffle = Literal["samples", "batches"] | None
 
 
@@ -35,8 +38,9 @@ class Sampler:
         Where permutations come from.
     """
 
-    SIZES = ("n_samples", "batch_size", "n_batches", "shuffle")
-    PLACE = ("cursor", "position")
+    SIZES: tuple[str, ...] = ("n_samples", "batch_size", "n_batches", "shuffle")
+    PLACE: tuple[str, ...] = ("cursor", "position")
+    window: int | None = None
 
     def __init__(
         self,
@@ -73,9 +77,8 @@ class Sampler:
             Minibatches after which nobody asks for more: none are selected together beyond it.
         """
         while True:
-            if self.cursor == 0 and self.shuffle:
-                count = self.n_samples if self.shuffle == "samples" else self.pass_size
-                self.permutation = self.rng.permutation(count)
+            if self.cursor == 0:
+                self._begin_pass()
             count = 1 if together == 1 else self._count_alike(min(together, limit))
             limit -= count
             selection = self._select(self.cursor, count)
@@ -85,7 +88,7 @@ class Sampler:
             if self.position == 0:
                 return
 
-    def in_order(self) -> Iterator[slice]:
+    def in_order(self) -> Iterator[Selection]:
         """An epoch in the data's own order, which leaves no trace."""
         for index in range(self.n_batches):
             yield self._slice(index % self.pass_size, 1)
@@ -102,7 +105,7 @@ class Sampler:
         """What differs between this order and the one that a state was taken of."""
         faults = [
             f"{name} is {getattr(self, name)} instead of {state.get(name)}"
-            for name in self.SIZES
+            for name in dict.fromkeys((*self.SIZES, "window"))
             if state.get(name) != getattr(self, name)
         ]
         try:
@@ -118,6 +121,11 @@ class Sampler:
             setattr(self, name, int(state[name]))
         self.permutation = state.get("permutation")
         set_generator_state(self.rng, state["generator"])
+
+    def _begin_pass(self) -> None:
+        if self.shuffle:
+            count = self.n_samples if self.shuffle == "samples" else self.pass_size
+            self.permutation = self.rng.permutation(count)
 
     def _count_alike(self, most: float) -> int:
         """Minibatches of one size from here on in this epoch and pass, at least 1."""
@@ -143,6 +151,99 @@ class Sampler:
         return slice(start, min(start + count * self.batch_size, self.n_samples))
 
 
+class WindowSampler(Sampler):
+    """The order in which samples are visited that are not all in memory.
+
+    Parameters
+    ----------
+    starts : ndarray of int64
+        The first sample of each block that is read as one, and behind them the number of samples.
+    window : int
+        Samples that are in memory together, and permuted; rounded up to whole minibatches.
+    batch_size, n_batches, shuffle, rng
+        As for `Sampler`; minibatches are not permuted as such.
+    """
+
+    SIZES = (*Sampler.SIZES, "window", "blocks")
+    PLACE = (*Sampler.PLACE, "seed")
+    window: int
+
+    def __init__(
+        self,
+        starts: np.ndarray,
+        window: int,
+        batch_size: int,
+        n_batches: int | None,
+        shuffle: Shuffle,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__(int(starts[-1]), batch_size, n_batches, shuffle, rng)
+        self.starts = starts
+        self.blocks = zlib.crc32(starts.astype("<i8").tobytes())
+        self.window = self._whole_minibatches(window)
+        self.seed = 0  # of this pass
+        self._pass = self._make_pass()
+        self._window: Window | None = None
+
+    def in_order(self) -> Iterator[Any]:
+        """An epoch in the data's own order, which leaves no trace."""
+        size = self._whole_minibatches(min(self.window, IN_ORDER))
+        whole, window = Pass(self.starts, size, None), None
+        for index in range(self.n_batches):
+            rows = self._rows(whole, window, index % self.pass_size, 1)
+            window = rows.window
+            yield rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the order stands, as plain values; it does not grow with the data."""
+        return {**super().state_dict(), "order": self._pass.checksum}
+
+    def check(self, state: Mapping[str, Any]) -> list[str]:
+        """What differs between this order and the one that a state was taken of."""
+        faults = super().check(state)
+        if state.get("blocks") != self.blocks:
+            faults = [fault for fault in faults if not fault.startswith("blocks is ")]
+            faults.append("the blocks that samples are read in, such as row groups, are others")
+        if not faults and self._make_pass(state["seed"]).checksum != state["order"]:
+            faults.append("NumPy shuffles otherwise than the NumPy of then")
+        return faults
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        super().load_state_dict(state)
+        self._pass, self._window = self._make_pass(), None
+
+    def _whole_minibatches(self, window: int) -> int:
+        """Rows of a window in which each minibatch is as a whole."""
+        return min(-(-window // self.batch_size), self.pass_size) * self.batch_size
+
+    def _make_pass(self, seed: int | None = None) -> Pass:
+        seed = self.seed if seed is None else seed
+        return Pass(self.starts, self.window, seed if self.shuffle else None)
+
+    def _begin_pass(self) -> None:
+        if self.shuffle:
+            self.seed = int(self.rng.integers(2**62))
+            self._pass, self._window = self._make_pass(), None
+
+    def _count_alike(self, most: float) -> int:
+        in_window = self.window // self.batch_size
+        return super()._count_alike(min(most, in_window - self.cursor % in_window))
+
+    def _select(self, index: int, count: int) -> Any:  # rows stand for an array of indices
+        rows = self._rows(self._pass, self._window, index, count)
+        self._window = rows.window
+        return rows
+
+    def _rows(self, whole: Pass, window: Window | None, index: int, count: int) -> Rows:
+        samples = self._slice(index, count)
+        number = samples.start // whole.size
+        if window is None or window.number != number:
+            window = whole.window(number)
+        first = number * whole.size
+        return Rows(window, samples.start - first, samples.stop - first)
+
+
 def order_faults(state: Mapping[str, Any]) -> list[str]:
     """What is wrong with the state of an order, whatever the data.
 
@@ -156,12 +257,17 @@ def order_faults(state: Mapping[str, Any]) -> list[str]:
     list of str
         The faults, each of which begins with the field's name.
     """
-    required = {*Sampler.SIZES, *Sampler.PLACE, "generator"}
+    kind = WindowSampler if "window" in state else Sampler
+    required = {*kind.SIZES, *kind.PLACE, "generator"}
+    optional = {"permutation"}
+    if kind is WindowSampler:
+        required, optional = required | {"order"}, set()
     faults = [f"{name} is missing" for name in sorted(required - set(state))]
-    faults += [f"{name} is unknown" for name in set(state) - required - {"permutation"}]
+    faults += [f"{name} is unknown" for name in set(state) - required - optional]
     if faults:
         return faults
-    whole = [name for name in (*Sampler.SIZES, *Sampler.PLACE) if name != "shuffle"]
+    named = (*kind.SIZES, *kind.PLACE, "order")
+    whole = [name for name in named if name in required and name != "shuffle"]
     faults = [f"{name} is {state[name]!r:.80}" for name in whole if not _is_count(state[name])]
     if not (state["shuffle"] is None or isinstance(state["shuffle"], str)):
         faults.append("shuffle is neither a name nor None")
@@ -180,7 +286,11 @@ def _place_faults(state: Mapping[str, Any]) -> list[str]:
     limits = {"cursor": pass_size, "position": n_batches}
     faults = [f"{n} is {state[n]} of {limits[n]}" for n in limits if state[n] >= limits[n]]
     permutation = state.get("permutation")
-    if permutation is None:
+    if "window" in state:
+        whole, rest = divmod(state["window"], batch_size)
+        if rest or not 1 <= whole <= pass_size or state["shuffle"] == "batches":
+            faults.append(f"window is {state['window']}")
+    elif permutation is None:
         if state["shuffle"] and state["cursor"]:
             faults.append("permutation is missing")
     elif not _is_permutation(permutation, n_samples, pass_size, state["shuffle"]):

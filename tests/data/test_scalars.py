@@ -270,3 +270,29 @@ def test_infinity_is_a_number():
 def test_what_is_neither_array_nor_number_is_refused_at_once(value):
     with pytest.raises((TypeError, ValueError)):
         Dataset([X, value])
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_scalars_stand_beside_arrays_that_are_read_by_windows(prefetch):
+    beta = pytensor.shared(np.float64(0.0), name="beta")
+    given = {"x": np.arange(50.0), "beta": beta, "gamma": lambda epoch: epoch / 2}
+    data = Dataset(given, batch_size=8, window=16, rng=0, prefetch=prefetch)
+    specs = [InputSpec("x", "float64", 1), scalar(), InputSpec("gamma", "float32", 0)]
+    bound = data.bind(specs)
+    seen = []
+    for epoch in range(2):
+        bound.begin_epoch(epoch)
+        for number, ((x, at, gamma), samples) in enumerate(bound.epoch()):
+            assert (float(at), float(gamma)) == (number - 1 if number else 0.0, epoch / 2)
+            assert (len(x), gamma.dtype, gamma.shape) == (samples, "float32", ())
+            beta.set_value(np.float64(number))
+            seen.extend(x)
+        beta.set_value(np.float64(0.0))
+    assert sorted(seen) == sorted([*range(50)] * 2)
+    (x, at, gamma), _ = next(iter(bound.in_order()))
+    assert (x.tolist(), float(at), float(gamma)) == ([*range(8)], 0.0, 0.5)
+
+
+def test_windows_of_scalars_alone_are_refused():
+    with pytest.raises(ValueError, match="windows are for arrays"):
+        Dataset({"beta": 0.5}, window=10)
