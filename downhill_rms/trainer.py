@@ -445,7 +445,8 @@ class Trainer:
             size = None if isinstance(valid, Dataset) else batch_size
             judge = self.steps.bind(as_dataset(valid, "valid", size), finite=True, epoch=epoch)
         if restore_best or math.isfinite(patience_of_run.patience):
-            self.steps.warn_of_schedules(judge, monitor)
+            judged = self.steps.outputs[self.steps.names.index(monitor)]
+            self.steps.inspection.warn_of_schedules(judge, monitor, judged)
         limits = (max_updates, max_epochs, validate_every)
         recording = None
         if run_directory is not None:

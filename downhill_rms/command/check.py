@@ -217,6 +217,9 @@ def _data_sections(
     with suppress(Exception):  # _check_rule tells of it
         gradients = differentiate(graph.loss, graph.params)
     outputs = [graph.loss, *monitors.values()]
+    monitor = problem.options.get("monitor", "loss")
+    judges = {"loss": graph.loss, **monitors}
+    judge = (monitor, judges[monitor]) if monitor in judges else None
     inspection = Inspection.of_graph(graph, outputs, gradients)
     specs = inspection.specs
     received, dtypes = [""] * len(specs), [spec.dtype for spec in specs]
@@ -230,12 +233,13 @@ def _data_sections(
         train = as_dataset(problem.train, "train", batch_size)
         with suppress(ValueError):  # masked values: where they are bound the input is known
             received, dtypes = _received(train, specs)
-        rows.append(("train", *_minibatches(inspection, train, is_train=True)))
+        of_train = judge if problem.valid is None else None
+        rows.append(("train", *_minibatches(inspection, train, of_train, is_train=True)))
     with faults.collected():
         if problem.valid is not None:
             size = None if isinstance(problem.valid, Dataset) else batch_size
             valid = as_dataset(problem.valid, "valid", size)
-            rows.append(("valid", *_minibatches(inspection, valid)))
+            rows.append(("valid", *_minibatches(inspection, valid, judge)))
     for text in _float64_findings(graph, dtypes):
         faults.add(text)
     inputs = [(str(spec), data) for spec, data in zip(specs, received, strict=True)]
@@ -267,9 +271,16 @@ def _received(dataset: Dataset, specs: Sequence[InputSpec]) -> tuple[list[str], 
     return [words for words, _ in arrays], [dtype for _, dtype in arrays]
 
 
-def _minibatches(inspection: Inspection, dataset: Dataset, is_train: bool = False) -> Row:
+def _minibatches(
+    inspection: Inspection,
+    dataset: Dataset,
+    judge: tuple[str, Any] | None,
+    is_train: bool = False,
+) -> Row:
     """Samples and minibatches, in words; the first is computed uncompiled."""
     data = inspection.bind(dataset, train=is_train, finite=True)
+    if judge is not None:
+        inspection.warn_of_schedules(data, *judge)
     batch, samples = next(iter(data.in_order()))
     inspection.refuse(batch, f"the first batch of {data.name}")
     sampler = data.sampler

@@ -173,6 +173,18 @@ class Inspection:
         if finite:
             self._look_for_infinite(data, source, train)
 
+    def warn_of_schedules(self, data: BoundDataset, name: str, judge: Any) -> None:
+        """Warn where the expression that judges a run is another function in each epoch."""
+        behind = variables_in_order([judge])
+        changing = [i for i in data.scheduled if self.inputs[i] in behind]
+        if changing:
+            fed = ", ".join(str(self.specs[i]) for i in changing)
+            warn(
+                f"{data.name} feeds {fed} from a function of the epoch, and {name!r} depends on "
+                "it: validations are compared with one another, and should measure one thing. "
+                "Give valid= with a number there, or monitor= another one."
+            )
+
     def check_whole(self, batch: Batch, where: str) -> None:
         """Refuse a batch whose number of samples does not fit what is carried, or the reverse.
 

@@ -41,8 +41,6 @@ from downhill_rms.rule import (
     scheduled,
     telemetry_names,
     update_telemetry,
-    variables_in_order,
-    warn,
     warn_of_suspects,
 )
 from downhill_rms.training.divergence import (
@@ -157,18 +155,6 @@ class Steps:
     ) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands."""
         return self.inspection.bind(dataset, train=train, finite=finite, epoch=epoch)
-
-    def warn_of_schedules(self, data: BoundDataset, monitor: str) -> None:
-        """Warn where what judges a run is another function in each epoch."""
-        behind = variables_in_order([self.outputs[self.names.index(monitor)]])
-        changing = [i for i in data.scheduled if self.graph.inputs[i] in behind]
-        if changing:
-            names = ", ".join(str(self.specs[i]) for i in changing)
-            warn(
-                f"{data.name} feeds {names} from a function of the epoch, and {monitor!r} depends "
-                "on it: validations are compared with one another, and should measure one thing. "
-                "Give valid= with a number there, or monitor= another one."
-            )
 
     def _function(
         self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]

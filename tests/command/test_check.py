@@ -65,7 +65,8 @@ def test_scalars_among_data_are_described():
     loss = pt.sqr(x @ w * rate - y).mean() + beta * pt.sqr(w).sum() + gamma * w.sum()
     inputs = [x, y, rate, beta, gamma]
     train = [X, Y, 0.5, pytensor.shared(0.25, name="b"), lambda epoch: 1 + epoch]
-    report = check(Problem(loss=loss, inputs=inputs, train=train), Hyperparameters())
+    problem = Problem(loss=loss, inputs=inputs, train=train, valid=[X, Y, 0.5, 0.25, 1])
+    report = check(problem, Hyperparameters())
     assert report.trainable
     assert report.problems == []
     found = [" ".join(words) for words in section(report, "inputs")]
@@ -73,6 +74,9 @@ def test_scalars_among_data_are_described():
     assert found[3] == "'beta' (0-dimensional float32) shared variable b, now 0.25"
     assert found[4] == "'gamma' (0-dimensional float32) function of the epoch, 1 for epoch 0"
     assert section(report, "data")[0][:3] == ["train", "50", "samples"]
+    report = check(Problem(loss=loss, inputs=inputs, train=train), Hyperparameters())
+    (problem_found,) = report.problems
+    assert problem_found.startswith("train feeds 'gamma' (0-dimensional float32) from a function")
 
 
 @pytest.mark.parametrize(("size", "updates"), [(None, "one update"), (5, "5 updates")])
