@@ -1,4 +1,5 @@
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -28,6 +29,8 @@ html_theme_options = {
 html_sidebars = {"**": ["about.html", "navigation.html", "searchbox.html"]}
 html_show_sourcelink = False
 
+# PyMC needs a newer Python than this package does; its models are described without it.
+autodoc_mock_imports = [] if find_spec("pymc") else ["pymc"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings name the types
 

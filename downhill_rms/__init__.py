@@ -14,7 +14,7 @@ from typing import Any
 from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset, sequences
 from downhill_rms.problem import Problem
-from downhill_rms.rule import Hyperparameters, Update, check_count, preset, shown
+from downhill_rms.rule import Hyperparameters, Update, check_count, preset, shown, updates
 from downhill_rms.saving import Checkpoint
 from downhill_rms.trainer import Trainer
 from downhill_rms.training import StopReason
@@ -86,6 +86,7 @@ __all__ = [
     "minimize",
     "preset",
     "sequences",
+    "updates",
 ]
 
 

@@ -16,13 +16,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from downhill_rms.data import Dataset
 from downhill_rms.rule import Hyperparameters, check_count, refuse_unknown, shown
+from downhill_rms.trainer import Trainer
 
 MONITORING = ("monitor_gradients", "monitor_updates")  # options of the trainer itself
 OPTIONS = (
     *("batch_size", "max_epochs", "max_updates"),
     *("patience", "min_improvement", "validate_every"),
-    *("monitor", "higher_is_better", "on_divergence", "updates_per_call"),
+    *("monitor", "higher_is_better", "restore_best", "on_divergence", "updates_per_call"),
     *MONITORING,
 )
 
@@ -53,8 +55,8 @@ class Problem:
     options : mapping
         Defaults for ``batch_size``, ``max_epochs``, ``max_updates``, ``patience``,
         ``min_improvement``, ``validate_every``, ``monitor``, ``higher_is_better``,
-        ``on_divergence`` and ``updates_per_call`` of ``Trainer.iterate``, and for
-        ``monitor_gradients`` and ``monitor_updates`` of `Trainer`.
+        ``restore_best``, ``on_divergence`` and ``updates_per_call`` of ``Trainer.iterate``, and
+        for ``monitor_gradients`` and ``monitor_updates`` of `Trainer`.
     """
 
     name: str = "problem"
@@ -68,6 +70,61 @@ class Problem:
     valid: Any = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def trainer(self, mode: Any = None, **monitoring: bool) -> Trainer:
+        """The trainer of this problem.
+
+        Parameters
+        ----------
+        mode : str or Mode, optional
+            As for `Trainer`.
+        **monitoring
+            ``monitor_gradients`` and ``monitor_updates``, before those of ``options``.
+        """
+        own = {name: self.options[name] for name in MONITORING if name in self.options}
+        return Trainer(
+            self.loss,
+            self.params,
+            self.inputs,
+            self.updates,
+            self.monitors,
+            carried=self.carried,
+            mode=mode,
+            **{**own, **monitoring},
+        )
+
+    def minimize(self, mode: Any = None, **options: Any) -> Trainer:
+        """Train with the problem's data and defaults, as ``downhill-rms train`` does.
+
+        Parameters
+        ----------
+        mode : str or Mode, optional
+            As for `Trainer`.
+        **options
+            As for ``Trainer.minimize``, before the problem's own options and hyperparameters.
+
+        Returns
+        -------
+        Trainer
+            After the run: ``stop_reason`` tells how it ended, ``history`` what it reported.
+
+        Examples
+        --------
+        >>> import pytensor
+        >>> w = pytensor.shared(1.0, name="w")
+        >>> problem = Problem(loss=w**2, options={"max_updates": 100})
+        >>> trainer = problem.minimize("FAST_COMPILE", learning_rate=0.1)
+        >>> trainer.update_count
+        100
+        """
+        options = {**self.options, **options}
+        monitoring = {name: options.pop(name) for name in MONITORING if name in options}
+        if isinstance(self.train, Dataset):
+            options.pop("batch_size", None)
+        trainer = self.trainer(mode, **monitoring)
+        trainer.set_hyperparameters(**self.hyperparameters)
+        trainer.minimize(self.train, self.valid, **options)
+        return trainer
 
 
 FIELDS = [one.name for one in fields(Problem)]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from downhill_rms.compiling import quick_building
-from downhill_rms.data import Dataset, as_dataset, by_input, conform
+from downhill_rms.data import Dataset, as_dataset, by_input, conform, now
 from downhill_rms.rule import (
     Hyperparameters,
     Update,
@@ -218,7 +218,8 @@ class Trainer:
         Parameters
         ----------
         batch : array_like, sequence of array_like or mapping
-            One array for the only input, one for each, or one under each input's name.
+            One array for the only input, one for each, or one under each input's name. A scalar
+            is fed as in a `Dataset`: a function of the epoch is called with ``epoch_count``.
         **hyperparameters
             As for `Hyperparameters`; those not named stay as they were.
 
@@ -230,24 +231,30 @@ class Trainer:
         if hyperparameters:
             self.steps.use(hyperparameters)
         specs = self.steps.specs
-        arrays = [conform(v, s) for v, s in zip(by_input(batch, specs), specs, strict=True)]
+        given = zip(by_input(batch, specs), specs, strict=True)
+        arrays = [conform(now(v, s, self.epoch_count), s) for v, s in given]
         outputs = uninterrupted(self.steps.update_once, arrays)
         return dict(zip(self.steps.update_names, map(float, outputs), strict=True))
 
     def evaluate(self, dataset: Any) -> Values:
         """Means of the loss and the monitors over a data set, with the parameters as they are.
 
+        Random numbers, as those of dropout, are the same at every call and in validations, and
+        none of training's: two results differ by the parameters and the data alone.
+
         Parameters
         ----------
         dataset : Dataset or whatever it accepts
-            The data, visited in their own order.
+            The data, visited in their own order. A function of the epoch is called with
+            ``epoch_count``.
 
         Returns
         -------
         dict of str to float
             The mean of each over all samples, ``"loss"`` first.
         """
-        return self.loop.evaluate(self.steps.bind(as_dataset(dataset, "dataset")))
+        data = self.steps.bind(as_dataset(dataset, "dataset"), epoch=self.epoch_count)
+        return self.loop.evaluate(data)
 
     def predict(
         self,
@@ -266,7 +273,8 @@ class Trainer:
             the data's axis. They are compiled at the first call that names them.
         data : Dataset or whatever it accepts
             What the outputs need of the inputs, in the inputs' order or by name: labels that only
-            the loss uses are left out. It is visited in its own order.
+            the loss uses are left out. It is visited in its own order. A function of the epoch is
+            called with ``epoch_count``.
         batch_size : int, optional
             Samples that are computed at once, for data that are not a `Dataset` yet (32).
         progress : bool or None
@@ -293,7 +301,7 @@ class Trainer:
         """
         named = named_outputs(outputs)
         function, inspection = self.steps.prediction(list(named.values()))
-        bound = inspection.bind(as_dataset(data, "data", batch_size))
+        bound = inspection.bind(as_dataset(data, "data", batch_size), epoch=self.epoch_count)
         rows = [Rows(f"outputs[{key!r}]", bound.n_samples, bound.axis) for key in named]
         batches = watched(bound.in_order(), progress, bound.iteration_size)
         with self.steps.carried.pass_of_its_own():
@@ -342,7 +350,8 @@ class Trainer:
             too, and one on the final parameters.
         patience : float
             Validations in a row without improvement that are borne (5). Those of a random loss
-            without data are single draws of it; a warning says so.
+            all begin with the same random numbers, and so differ by the parameters alone. A
+            random loss without data is judged by one draw of it; a warning says so.
         min_improvement : float
             Relative improvement of what is judged that counts.
         monitor : str
@@ -419,20 +428,25 @@ class Trainer:
         if train is None and valid is None and by_chance:
             warn(
                 "The loss is random and has no data: patience and the best parameters are judged "
-                "by a single draw of it at each validation, and end a run by chance. Give "
-                "patience=math.inf with max_epochs= or max_updates=, and restore_best=False."
+                "by a single draw of it, the same at every validation, and not by its mean. Let "
+                "the loss be a mean over many draws, or give patience=math.inf with max_epochs= "
+                "or max_updates=, and restore_best=False."
             )
         if monitor not in self.steps.names:
             raise ValueError(
                 f"monitor={monitor!r} is none of this trainer's: {', '.join(self.steps.names)}. "
                 "Name one of these, or give it to Trainer(..., monitors=...)."
             )
+        epoch = self.epoch_count
         data = judge = self.steps.bind(
-            as_dataset(train, "train", batch_size, seed=seed), train=True, finite=True
+            as_dataset(train, "train", batch_size, seed=seed), train=True, finite=True, epoch=epoch
         )
         if valid is not None:
             size = None if isinstance(valid, Dataset) else batch_size
-            judge = self.steps.bind(as_dataset(valid, "valid", size), finite=True)
+            judge = self.steps.bind(as_dataset(valid, "valid", size), finite=True, epoch=epoch)
+        if restore_best or math.isfinite(patience_of_run.patience):
+            judged = self.steps.outputs[self.steps.names.index(monitor)]
+            self.steps.inspection.warn_of_schedules(judge, monitor, judged)
         limits = (max_updates, max_epochs, validate_every)
         recording = None
         if run_directory is not None:

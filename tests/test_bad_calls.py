@@ -264,6 +264,10 @@ class Calls:
     def get_updates(self, **bad):
         return self.fresh().get_updates(**bad)
 
+    def updates(self, **bad):
+        params = self.fresh().graph.params
+        return dr.updates(**{"params": params, "gradients": [p * 1 for p in params], **bad})
+
     def set_hyperparameters(self, **bad):
         self.fresh().set_hyperparameters(**bad)
 
@@ -387,6 +391,7 @@ CALLS = {
         },
     ),
     "get_updates": (dr.Trainer.get_updates, {"batch_size": whatever, **HYPERPARAMETERS}),
+    "updates": (dr.updates, {"params": anything, "gradients": anything, **HYPERPARAMETERS}),
     "set_hyperparameters": (dr.Trainer.set_hyperparameters, HYPERPARAMETERS),
     "set_params": (dr.Trainer.set_params, {"targets": anything}),
     "load_state_dict": (dr.Trainer.load_state_dict, {"state": anything, "changed": flag}),

@@ -85,6 +85,14 @@ def test_step_loop():
     assert errors[-1] < errors[0] / 10
 
 
+def test_pymc_advi_judges_held_out_samples():
+    """A coin would have -0.69, and knowing the share of each class -0.66."""
+    pytest.importorskip("pymc", reason="PyMC is not installed: it needs Python 3.12")
+    output = run("pymc_advi")
+    assert float(re.search(r"held out: (-[\d.]+)", output).group(1)) > -0.15
+    assert output.count("+-") == 5
+
+
 def test_d2l_prints_the_books_numbers(tmp_path):
     """On diabetes data in the airfoil file's form; the airfoil data are not in the project."""
     features, target = d2l.load()

@@ -17,6 +17,7 @@ ROOMS = {
     "compiling": {"rule"},
     "watching": {"rule"},
     "training": {"rule", "data", "saving", "compiling", "watching"},
+    "pymc": {"rule", "data", "compiling", "problem"},
 }
 
 # These know nothing of each other: data, patience, and what is shown.

@@ -19,7 +19,7 @@ from pytensor.tensor.math import Sum
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling import check_mode, computing, findings, pytensor_mode
-from downhill_rms.data import ArraySource, Dataset, InputSpec, as_dataset, by_input
+from downhill_rms.data import ArraySource, Dataset, InputSpec, ScalarColumn, as_dataset, by_input
 from downhill_rms.data.parquet import ParquetSource
 from downhill_rms.problem import Problem
 from downhill_rms.rule import (
@@ -217,6 +217,9 @@ def _data_sections(
     with suppress(Exception):  # _check_rule tells of it
         gradients = differentiate(graph.loss, graph.params)
     outputs = [graph.loss, *monitors.values()]
+    monitor = problem.options.get("monitor", "loss")
+    judges = {"loss": graph.loss, **monitors}
+    judge = (monitor, judges[monitor]) if monitor in judges else None
     inspection = Inspection.of_graph(graph, outputs, gradients)
     specs = inspection.specs
     received, dtypes = [""] * len(specs), [spec.dtype for spec in specs]
@@ -230,12 +233,13 @@ def _data_sections(
         train = as_dataset(problem.train, "train", batch_size)
         with suppress(ValueError):  # masked values: where they are bound the input is known
             received, dtypes = _received(train, specs)
-        rows.append(("train", *_minibatches(inspection, train, is_train=True)))
+        of_train = judge if problem.valid is None else None
+        rows.append(("train", *_minibatches(inspection, train, of_train, is_train=True)))
     with faults.collected():
         if problem.valid is not None:
             size = None if isinstance(problem.valid, Dataset) else batch_size
             valid = as_dataset(problem.valid, "valid", size)
-            rows.append(("valid", *_minibatches(inspection, valid)))
+            rows.append(("valid", *_minibatches(inspection, valid, judge)))
     for text in _float64_findings(graph, dtypes):
         faults.add(text)
     inputs = [(str(spec), data) for spec, data in zip(specs, received, strict=True)]
@@ -248,27 +252,46 @@ def _received(dataset: Dataset, specs: Sequence[InputSpec]) -> tuple[list[str], 
     if not isinstance(source, ArraySource):
         return ["ready batches"] * len(specs), [spec.dtype for spec in specs]
     if isinstance(source, ParquetSource):  # its columns go to the inputs by their names
-        arrays = [(column.shape, column.given.name) for column in source.bind(specs).columns]
+        arrays = [
+            (f"{column.given.name} array of {column.shape}", column.given.name)
+            for column in source.bind(specs).columns
+        ]
     else:
-        shapes, samples = [column.shape for column in source.columns], source.take(slice(0, 1))
-        given: Any = list(zip(shapes, (sample.dtype.name for sample in samples), strict=True))
+        samples = zip(source.columns, source.take(slice(0, 1)), strict=True)
+        given: Any = [
+            # A number has no dtype of its own that would say anything about arrays.
+            (str(column), "")
+            if isinstance(column, ScalarColumn)
+            else (f"{sample.dtype.name} array of {column.shape}", sample.dtype.name)
+            for column, sample in samples
+        ]
         if source.names is not None:
             given = dict(zip(source.names, given, strict=True))
         arrays = by_input(given, specs)
-    return [f"{dtype} array of {shape}" for shape, dtype in arrays], [d for _, d in arrays]
+    return [words for words, _ in arrays], [dtype for _, dtype in arrays]
 
 
-def _minibatches(inspection: Inspection, dataset: Dataset, is_train: bool = False) -> Row:
+def _minibatches(
+    inspection: Inspection,
+    dataset: Dataset,
+    judge: tuple[str, Any] | None,
+    is_train: bool = False,
+) -> Row:
     """Samples and minibatches, in words; the first is computed uncompiled."""
     data = inspection.bind(dataset, train=is_train, finite=True)
+    if judge is not None:
+        inspection.warn_of_schedules(data, *judge)
     batch, samples = next(iter(data.in_order()))
     inspection.refuse(batch, f"the first batch of {data.name}")
     sampler = data.sampler
-    if sampler is None:
-        if not batch:
-            return ("none needed", "an epoch is one update")
-        count = data.iteration_size or "an unknown number of"
-        return (f"{samples} samples in the first batch", f"{count} batches an epoch")
+    scalars_alone = isinstance(data.source, ArraySource) and data.source.is_scalar
+    if sampler is None or scalars_alone:
+        if not batch or scalars_alone:
+            updates = data.iteration_size or 1
+            count = "one update" if updates == 1 else f"{updates} updates"
+            return ("none needed", f"an epoch is {count}")
+        batches = data.iteration_size or "an unknown number of"
+        return (f"{samples} samples in the first batch", f"{batches} batches an epoch")
     text = f"{sampler.n_batches} minibatches of {sampler.batch_size} an epoch"
     rest = sampler.n_samples % sampler.batch_size
     if rest and sampler.n_batches == sampler.pass_size:

@@ -124,7 +124,7 @@ class Request:
         files = {name: file for name, file in self._files.items() if file}
         if not files:
             return problem
-        specs = make_trainer(problem).steps.specs
+        specs = problem.trainer().steps.specs
         data: dict[str, Any] = {
             name: Path(file) if is_streamed(file) else read_data(file, specs)
             for name, file in files.items()
@@ -132,20 +132,6 @@ class Request:
         if not self.valid and problem.valid is not None:
             log.warning("the problem's own validation data are used: --valid FILE gives others")
         return replace(problem, **data)
-
-
-def make_trainer(problem: Problem, mode: str | None = None, **monitoring: bool) -> Trainer:
-    """The trainer of a problem."""
-    return Trainer(
-        problem.loss,
-        problem.params,
-        problem.inputs,
-        problem.updates,
-        problem.monitors,
-        carried=problem.carried,
-        mode=mode,
-        **monitoring,
-    )
 
 
 def train(
@@ -174,7 +160,7 @@ def train(
     problem = request.with_files(problem)
     options = request.all_options(problem)
     monitoring = {name: options.pop(name) for name in MONITORING if name in options}
-    trainer = make_trainer(problem, request.mode or default_mode(), **monitoring)
+    trainer = problem.trainer(request.mode or default_mode(), **monitoring)
     data = training_data(problem, trainer, options.pop("batch_size", None), request.seed)
     asked = RunDirectory(directory.path, request.to_config(problem))
     trainer.minimize(

@@ -12,9 +12,9 @@ import pytensor
 from pytensor.compile.mode import Mode, get_mode, predefined_modes
 
 from downhill_rms.compiling.building import quick_building
-from downhill_rms.compiling.machine import asked_threads, linkers
+from downhill_rms.compiling.machine import asked_threads
 from downhill_rms.compiling.memory import keep_freed_memory
-from downhill_rms.compiling.modes import TIERED, training_mode
+from downhill_rms.compiling.modes import TIERED, is_jax, training_mode
 from downhill_rms.rule import Update, shown
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class CompiledFunction:
         try:
             result = self._build_and_call(batch)
         except Exception as error:
-            if "JAXLinker" in linkers(self.mode):
+            if is_jax(self.mode):
                 self._explain_lengths(error)
             raise
         log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)

@@ -74,6 +74,11 @@ def pytensor_mode(mode: Any) -> Any:
     return "NUMBA" if mode in (REWRITTEN, TIERED) else mode
 
 
+def is_jax(mode: Any) -> bool:
+    """Whether JAX compiles what is compiled in a mode."""
+    return "JAXLinker" in linkers(pytensor_mode(mode))
+
+
 def uncompiled_mode() -> Any:
     """The mode of functions that are never compiled."""
     return own_mode("uncompiled", get_mode("FAST_COMPILE"))

@@ -8,6 +8,7 @@ Here stand data sets, the sources behind them, those that are read by windows (`
 from downhill_rms.data.dataset import BoundDataset, Dataset, as_dataset
 from downhill_rms.data.generators import generator_state, set_generator_state
 from downhill_rms.data.sampler import order_faults
+from downhill_rms.data.scalars import ScalarColumn, now
 from downhill_rms.data.scan import first_infinite, parts
 from downhill_rms.data.sequences import sequences
 from downhill_rms.data.sources import (
@@ -27,12 +28,14 @@ __all__ = [
     "Dataset",
     "InputSpec",
     "Inputs",
+    "ScalarColumn",
     "Selection",
     "as_dataset",
     "by_input",
     "conform",
     "first_infinite",
     "generator_state",
+    "now",
     "order_faults",
     "parts",
     "sequences",

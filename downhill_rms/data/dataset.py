@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,10 @@ class Dataset:
           memory maps, h5py and zarr data sets, scipy sparse matrices, PyTensor shared variables;
           frames, series, tables and arrays of pandas, polars and Arrow, whose columns of numbers
           and truth values stand beside each other in one matrix;
+        - among these, for an input without dimensions: a number; a PyTensor shared scalar, which
+          is read anew for each call; or a function of the epoch, called once for each with the
+          epochs trained so far, 0 at first. Samples are counted by the arrays. Without an array
+          an epoch is one update;
         - the path of a Parquet file, or of a folder with such files, or a pyarrow data set, which
           are read by windows;
         - a callable that returns a batch;
@@ -127,10 +132,13 @@ class Dataset:
                 )
         self.sampler: Sampler | None = None
         self._by_hand: Sampler | None = None
+        self._epochs_by_hand = 0
         if isinstance(self.source, ArraySource):
             how = (batch_size, iteration_size, shuffle, generator)
             if isinstance(self.source, WindowSource):
                 self.sampler = WindowSampler(self.source.starts, self.source.window, *how)
+            elif self.source.is_scalar:  # as a loss without inputs: there is nothing to divide
+                self.sampler = Sampler(iteration_size or 1, 1, iteration_size, None, generator)
             else:
                 self.sampler = Sampler(self.source.n_samples, *how)
             self.iteration_size: int | None = self.sampler.n_batches
@@ -145,7 +153,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         if isinstance(self.source, ArraySource) and self.sampler is not None:
-            shapes = ", ".join(str(column.shape) for column in self.source.columns)
+            shapes = ", ".join(str(column.shape or column) for column in self.source.columns)
             batches = f"{self.iteration_size} minibatches of {self.sampler.batch_size}"
             order = f"shuffle={self.sampler.shuffle!r}"
             if self.sampler.window is not None:
@@ -174,6 +182,8 @@ class Dataset:
         training stays where it is.
         """
         bound = self.bind(None)
+        bound.begin_epoch(self._epochs_by_hand)
+        self._epochs_by_hand += 1
         if isinstance(bound.source, WindowSource):
             bound.source = bound.source.apart()
         if self._by_hand is not None:
@@ -182,13 +192,15 @@ class Dataset:
                 pass
         return (batch for batch, _ in bound.epoch())
 
-    def bind(self, specs: Sequence[InputSpec] | None) -> BoundDataset:
+    def bind(self, specs: Sequence[InputSpec] | None, epoch: int = 0) -> BoundDataset:
         """Check and cast the data, once, for these inputs.
 
         Parameters
         ----------
         specs : sequence of InputSpec or None
             The inputs; None for the data as they are.
+        epoch : int
+            The number that functions of the epoch are first called with.
 
         Returns
         -------
@@ -196,7 +208,8 @@ class Dataset:
             It shares this data set's order: an epoch of either moves both on.
         """
         with told(self.name):
-            return BoundDataset(self, self.source if specs is None else self.source.bind(specs))
+            source = self.source if specs is None else self.source.bind(specs, epoch)
+            return BoundDataset(self, source)
 
 
 def as_dataset(
@@ -239,6 +252,18 @@ class BoundDataset:
         # Given what is read as it comes, batch by batch: its number, and the samples if known.
         self.look: Callable[[Batch, int, Selection | None], Any] | None = None
 
+    def begin_epoch(self, epoch: int) -> None:
+        """Go on to another epoch, whose number some scalars are made from."""
+        if isinstance(self.source, ArraySource):
+            with told(self.name):
+                self.source.begin_epoch(epoch)
+
+    @property
+    def scheduled(self) -> list[int]:
+        """The places of the inputs that functions of the epoch feed."""
+        scalars = self.source.scalars if isinstance(self.source, ArraySource) else {}
+        return [place for place, column in scalars.items() if column.is_schedule]
+
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Of the arrays; none for ready batches."""
@@ -273,7 +298,9 @@ class BoundDataset:
             # The thread that reads a window ahead is the window's own.
             ahead = self.prefetch and self.sampler.window is None
             take = self._take_ahead if ahead else self._take_epoch
-            return take(self.source, self.sampler, together, limit)
+            taken = take(self.source, self.sampler, together, limit)
+            scalars = bool(self.source.scalars)
+            return self.source.with_scalars(taken, together > 1) if scalars else taken
         batches = self._ready_batches(delivered)
         if together > 1:
             batches = _stack(batches, together, limit)
@@ -345,7 +372,8 @@ class BoundDataset:
         for batch, samples in batches:
             if self.look is not None:
                 for one in zip(*batch, strict=True) if stacked else [batch]:
-                    self.look(list(one), number, None)
+                    # Of a stack of scalars there come numbers, which are no arrays.
+                    self.look([np.asarray(a) for a in one] if stacked else batch, number, None)
                     number += 1
             yield batch, samples
 
@@ -376,6 +404,8 @@ def _split(
 
 def _split_array(array: np.ndarray, count: int, axis: int) -> np.ndarray:
     shape = array.shape
+    if not shape:
+        return np.full(count, array)
     parts = array.reshape(*shape[:axis], count, shape[axis] // count, *shape[axis + 1 :])
     return np.ascontiguousarray(np.moveaxis(parts, axis, 0))
 
@@ -406,7 +436,7 @@ def open_source(
     source = _open_source(inputs, axis)
     if window is None:
         return source
-    if not isinstance(source, ArraySource):
+    if not isinstance(source, ArraySource) or source.is_scalar:
         raise ValueError(
             f"window is {window} for batches that come ready: windows are for arrays and Parquet "
             "files. Leave it out."
@@ -417,7 +447,8 @@ def open_source(
 def _open_source(inputs: Any, axis: int) -> ArraySource | BatchSource:
     if inputs is None:
         return BatchSource(lambda: iter([[]]))
-    if hasattr(inputs, "shape") or hasattr(inputs, "to_numpy"):  # an Arrow array has no shape
+    is_number = isinstance(inputs, Number)
+    if hasattr(inputs, "shape") or hasattr(inputs, "to_numpy") or is_number:  # Arrow has no shape
         return ArraySource([as_column(inputs, axis)], None)
     if isinstance(inputs, Mapping) and inputs:
         return ArraySource([as_column(v, axis) for v in inputs.values()], list(inputs))

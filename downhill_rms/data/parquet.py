@@ -359,7 +359,7 @@ class ParquetSource(WindowSource):
         twin._reader = self._new_reader()
         return twin
 
-    def bind(self, specs: Sequence[InputSpec]) -> ParquetSource:
+    def bind(self, specs: Sequence[InputSpec], epoch: int = 0) -> ParquetSource:
         """The same rows, their columns given to the inputs."""
         if not specs:
             raise DataFileError(

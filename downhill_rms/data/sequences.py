@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from downhill_rms.data.dataset import Dataset, check_int, told
+from downhill_rms.data.scalars import ScalarColumn
 from downhill_rms.data.sources import ArrayColumn, as_column
 
 log = logging.getLogger(__name__)
@@ -108,13 +109,13 @@ def _steps(series: Any) -> np.ndarray:
     elif isinstance(series, bytes | bytearray):
         series = np.frombuffer(series, dtype="uint8")
     column = as_column(series, 0)
+    if isinstance(column, ScalarColumn) and not callable(series):
+        raise ValueError("A series is one number: it has steps along its first axis. Give several.")
     if not isinstance(column, ArrayColumn) or column.array.dtype.kind not in "biufc":
         raise TypeError(
             f"A series is of type {type(series).__name__}: it is an array of numbers, a memory map "
             "or a text. Give numpy.asarray(series), or numpy.load(path, mmap_mode='r') of a file."
         )
-    if column.array.ndim == 0:
-        raise ValueError("A series is one number: it has steps along its first axis. Give several.")
     return column.array
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse
 
 from downhill_rms.data.frames import column_to_array, is_table, table_to_array
+from downhill_rms.data.scalars import ScalarColumn, as_scalar, is_scalar, refuse_array
 
 Selection = slice | np.ndarray  # consecutive samples, or the indices of any
 Batch = list[Any]  # one array for each input
@@ -126,6 +127,8 @@ def conform(value: Any, spec: InputSpec | None) -> Any:
             # PyTensor multiplies with *, which is a matrix product for matrices alone.
             return SPARSE_KINDS[spec.sparse](value, dtype=spec.dtype)
         value = value.toarray()
+    if spec is not None and spec.ndim == 0:
+        return as_scalar(value, spec)
     _refuse_masked(value, spec)
     array = np.asarray(value)
     if spec is not None:
@@ -330,11 +333,13 @@ class SparseColumn:
         return conform(batch, self.spec)
 
 
-Column = ArrayColumn | SlicedColumn | SparseColumn
+Column = ArrayColumn | SlicedColumn | SparseColumn | ScalarColumn
 
 
 def as_column(value: Any, axis: int) -> Column:
-    """Open anything that holds an array."""
+    """Open anything that holds an array, or a number."""
+    if is_scalar(value):
+        return ScalarColumn(value, axis)
     if hasattr(value, "get_value"):  # a PyTensor shared variable
         value = value.get_value(borrow=True)
     elif hasattr(value, "owner") and hasattr(value, "type"):
@@ -364,8 +369,16 @@ def _is_memory_mapped(array: Any) -> bool:
     return False
 
 
+def _bind_column(column: Column, spec: InputSpec, epoch: int) -> Column:
+    if isinstance(column, ScalarColumn):
+        return column.bind(spec, epoch)
+    if spec.ndim == 0:
+        refuse_array(column.shape, spec)
+    return column.bind(spec)
+
+
 class ArraySource:
-    """Arrays that hold the same samples along one axis.
+    """Arrays that hold the same samples along one axis, and numbers that all samples share.
 
     Parameters
     ----------
@@ -377,8 +390,16 @@ class ArraySource:
 
     def __init__(self, columns: list[Column], names: list[str] | None) -> None:
         self.columns, self.names = columns, names
-        axis = columns[0].axis
-        labels = names or [f"array {i}" for i in range(len(columns))]
+        self.scalars = {i: c for i, c in enumerate(columns) if isinstance(c, ScalarColumn)}
+        self.n_samples = 1
+        if not self.is_scalar:
+            self.n_samples = self._count_samples(columns[0].axis)
+
+    def _count_samples(self, axis: int) -> int:
+        """Samples that the arrays hold, all as many."""
+        columns = [c for i, c in enumerate(self.columns) if i not in self.scalars]
+        labels = self.names or [f"array {i}" for i in range(len(self.columns))]
+        labels = [label for i, label in enumerate(labels) if i not in self.scalars]
         shapes = ", ".join(f"{n}: {c.shape}" for n, c in zip(labels, columns, strict=True))
         if any(len(column.shape) <= axis for column in columns):
             raise ValueError(
@@ -391,25 +412,50 @@ class ArraySource:
                 f"The arrays ({shapes}) have different lengths along axis {axis}: all have the "
                 "same number of samples. Cut them to one length, or change axis=."
             )
-        self.n_samples: int = lengths.pop()
-        if self.n_samples == 0:
+        n_samples: int = lengths.pop()
+        if n_samples == 0:
             raise ValueError(
                 f"The arrays ({shapes}) are empty along axis {axis}: a data set holds at least one "
                 "sample. Check how the data were selected."
             )
+        return n_samples
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether there are scalars alone, and no samples."""
+        return len(self.scalars) == len(self.columns)
 
     @property
     def in_memory(self) -> bool:
         """Whether every array is there as a whole, and none is read as it comes."""
         return all(column.in_memory for column in self.columns)
 
-    def bind(self, specs: Sequence[InputSpec]) -> ArraySource:
+    def bind(self, specs: Sequence[InputSpec], epoch: int = 0) -> ArraySource:
         """The same arrays in the order, and cast to the dtypes, of the inputs."""
         given: Any = self.columns
         if self.names is not None:
             given = dict(zip(self.names, self.columns, strict=True))
         columns = by_input(given, specs)
-        return ArraySource([c.bind(s) for c, s in zip(columns, specs, strict=True)], None)
+        pairs = zip(columns, specs, strict=True)
+        return ArraySource([_bind_column(c, s, epoch) for c, s in pairs], None)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Go on to another epoch, whose number scalars are made from."""
+        for column in self.scalars.values():
+            column.begin_epoch(epoch)
+
+    def with_scalars(
+        self, batches: Iterator[tuple[Batch, int]], stacked: bool
+    ) -> Iterator[tuple[Batch, int]]:
+        """The same minibatches, or stacks of them, with the scalars as they are now.
+
+        What a thread reads ahead would have those of an earlier moment.
+        """
+        for batch, samples in batches:
+            for place, column in self.scalars.items():
+                value = column.values
+                batch[place] = np.full(len(batch[place]), value) if stacked else value
+            yield batch, samples
 
     def take(self, selection: Selection) -> Batch:
         """The samples of one minibatch."""
@@ -437,7 +483,7 @@ class BatchSource:
     ) -> None:
         self.open_pass, self.specs, self.endless = open_pass, specs, endless
 
-    def bind(self, specs: Sequence[InputSpec]) -> BatchSource:
+    def bind(self, specs: Sequence[InputSpec], epoch: int = 0) -> BatchSource:
         """The same batches in the order, and cast to the dtypes, of the inputs."""
         return BatchSource(self.open_pass, specs, self.endless)
 

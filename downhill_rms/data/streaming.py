@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from downhill_rms.data.scalars import ScalarColumn
 from downhill_rms.data.sources import (
     ArraySource,
     Batch,
@@ -56,23 +57,26 @@ class Held:
         """Samples as they come, in arrays that are not used again for another window."""
         if self.gathered is None or not self._has(first, last, axis):
             count = last - first
-            bytes_each = sum(array.nbytes // array.shape[axis] for array in self.arrays)
+            sized = [array for array in self.arrays if array.ndim]
+            bytes_each = sum(array.nbytes // array.shape[axis] for array in sized)
             several = max(GATHERED // max(bytes_each * count, 1), 1) * count
             self.gathered = first, self._copy(first, min(first + several, len(self.window)), axis)
         start, arrays = self.gathered
         places = (slice(None),) * axis + (slice(first - start, last - start),)
-        return [np.ascontiguousarray(array[places]) for array in arrays]
+        return [np.ascontiguousarray(a[places]) if a.ndim else a for a in arrays]
 
     def _has(self, first: int, last: int, axis: int) -> bool:
         assert self.gathered is not None
         start, arrays = self.gathered
-        return start <= first and last <= start + arrays[0].shape[axis]
+        count = next(array.shape[axis] for array in arrays if array.ndim)
+        return start <= first and last <= start + int(count)
 
     def _copy(self, first: int, last: int, axis: int) -> list[np.ndarray]:
         if self.order is not None:
-            return [array.take(self.order[first:last], axis=axis) for array in self.arrays]
+            order = self.order[first:last]
+            return [a.take(order, axis=axis) if a.ndim else a for a in self.arrays]
         places = (slice(None),) * axis + (slice(first, last),)
-        return [array[places].copy(order="C") for array in self.arrays]
+        return [a[places].copy(order="C") if a.ndim else a for a in self.arrays]
 
 
 class WindowSource(ArraySource, ABC):
@@ -120,7 +124,7 @@ class WindowSource(ArraySource, ABC):
         """Of the array that a column is read into."""
 
     @abstractmethod
-    def bind(self, specs: Sequence[InputSpec]) -> WindowSource:
+    def bind(self, specs: Sequence[InputSpec], epoch: int = 0) -> WindowSource:
         """The same data in the order of the inputs, in windows that are cast to their dtypes."""
 
     def apart(self) -> WindowSource:
@@ -140,6 +144,8 @@ class WindowSource(ArraySource, ABC):
             assert isinstance(selection, slice)
             batch = self._make_arrays(selection.stop - selection.start)
             self._read([selection], batch)
+        for place, column in self.scalars.items():
+            batch[place] = column.values
         if self.specs is None:
             return batch
         pairs = zip(batch, self.specs, strict=True)
@@ -176,7 +182,10 @@ class WindowSource(ArraySource, ABC):
             self.read(pieces, arrays)
 
     def _make_arrays(self, samples: int) -> list[np.ndarray]:
-        shapes = [(*c.shape[: c.axis], samples, *c.shape[c.axis + 1 :]) for c in self.columns]
+        shapes = [
+            (*c.shape[: c.axis], samples, *c.shape[c.axis + 1 :]) if c.shape else ()
+            for c in self.columns
+        ]
         return [np.empty(s, self.dtype(c)) for s, c in zip(shapes, self.columns, strict=True)]
 
 
@@ -208,9 +217,9 @@ class WindowedArrays(WindowSource):
         starts = _block_starts(source, window)
         super().__init__(source.columns, source.names, starts, window, ahead, specs)
 
-    def bind(self, specs: Sequence[InputSpec]) -> WindowedArrays:
+    def bind(self, specs: Sequence[InputSpec], epoch: int = 0) -> WindowedArrays:
         """The same data in the order of the inputs, in windows that are cast to their dtypes."""
-        bound = ArraySource(self.columns, self.names).bind(specs)
+        bound = ArraySource(self.columns, self.names).bind(specs, epoch)
         # Windows are dense; those of a sparse input become so minibatch by minibatch.
         pairs = zip(bound.columns, specs, strict=True)
         bound.columns = [
@@ -225,6 +234,8 @@ class WindowedArrays(WindowSource):
     def read(self, pieces: Sequence[slice], arrays: Sequence[np.ndarray]) -> None:
         """Put the samples of some pieces of the data into an array for each input."""
         for column, array in zip(self.columns, arrays, strict=True):
+            if isinstance(column, ScalarColumn):
+                continue
             filled, before = 0, (slice(None),) * column.axis
             for piece in pieces:
                 count = piece.stop - piece.start

@@ -36,6 +36,7 @@ from downhill_rms.rule.rmsprop import (
     scheduled,
 )
 from downhill_rms.rule.schedules import Schedule, parse_schedule
+from downhill_rms.rule.standalone import updates
 from downhill_rms.rule.suspects import warn_of_data, warn_of_suspects
 from downhill_rms.rule.telemetry import telemetry_names, update_telemetry
 from downhill_rms.rule.traversal import (
@@ -82,6 +83,7 @@ __all__ = [
     "shown",
     "telemetry_names",
     "update_telemetry",
+    "updates",
     "variables_in_order",
     "warn",
     "warn_of_data",

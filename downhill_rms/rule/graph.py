@@ -142,7 +142,8 @@ def read_graph(
         params = check_list("params", params, "shared variables")
         if not params:
             raise ValueError("params is empty: there is one at least. Give one, or leave it out.")
-        _check_params(params, in_loss, assigned)
+        check_params(params)
+        _check_place(params, in_loss, assigned)
     if not params:
         raise ValueError(
             f"loss is {describe(loss)}, which uses no floating-point shared variable: there is no "
@@ -232,7 +233,8 @@ def _is_parameter(variable: Any) -> bool:
     )
 
 
-def _check_params(params: list[Any], in_loss: list[Any], assigned: set[Any]) -> None:
+def check_params(params: Sequence[Any]) -> None:
+    """Refuse what no rule can adjust: anything but floating-point shared tensors, each once."""
     for index, param in enumerate(params):
         if not isinstance(param, SharedVariable):
             raise TypeError(
@@ -253,6 +255,10 @@ def _check_params(params: list[Any], in_loss: list[Any], assigned: set[Any]) -> 
             raise ValueError(
                 f"params has {describe(param)} twice: a parameter is given once. Remove one."
             )
+
+
+def _check_place(params: Sequence[Any], in_loss: list[Any], assigned: set[Any]) -> None:
+    for param in params:
         if param not in in_loss:
             raise ValueError(
                 f"params has {describe(param)}, which is not part of the loss. "

@@ -105,7 +105,9 @@ class Inspection:
         carried = {variable: new[variable] for variable in graph.carried}
         return cls(graph.inputs, [*outputs, *assigned], params, gradients, graph, carried)
 
-    def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
+    def bind(
+        self, dataset: Dataset, *, train: bool = False, finite: bool = False, epoch: int = 0
+    ) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands.
 
         What is not in memory has its batches compared as they come.
@@ -118,13 +120,15 @@ class Inspection:
             Whether gradients will be computed too.
         finite : bool
             Whether NaN and infinity are refused, where the loss is not finite with them.
+        epoch : int
+            The number that functions of the epoch are first called with.
 
         Raises
         ------
         ValueError
             If they do not fit the graph, or are not finite.
         """
-        data = dataset.bind(self.specs)
+        data = dataset.bind(self.specs, epoch)
         if train and self._unseen is not None:
             graph, self._unseen = self._unseen, None
             warn_of_data(graph, data.n_samples, data.shapes)
@@ -164,8 +168,22 @@ class Inspection:
             return
         if demands.checks:
             self._look_at_indices(data, source, demands.checks)
+            if any(column.is_index for column in source.scalars.values()):
+                data.look = BatchInspection(self, data.name, data.axis, rehearsed=True)
         if finite:
             self._look_for_infinite(data, source, train)
+
+    def warn_of_schedules(self, data: BoundDataset, name: str, judge: Any) -> None:
+        """Warn where the expression that judges a run is another function in each epoch."""
+        behind = variables_in_order([judge])
+        changing = [i for i in data.scheduled if self.inputs[i] in behind]
+        if changing:
+            fed = ", ".join(str(self.specs[i]) for i in changing)
+            warn(
+                f"{data.name} feeds {fed} from a function of the epoch, and {name!r} depends on "
+                "it: validations are compared with one another, and should measure one thing. "
+                "Give valid= with a number there, or monitor= another one."
+            )
 
     def check_whole(self, batch: Batch, where: str) -> None:
         """Refuse a batch whose number of samples does not fit what is carried, or the reverse.
@@ -278,6 +296,9 @@ class Inspection:
             batch = source.take(selection)
             for check in checks:
                 if check.fails(batch):
+                    if check.is_scalar:
+                        self.judge(check, batch, source.take(slice(0, 1)), data.name, data.axis)
+                        continue
                     row = check.first_row(batch, data.axis)
                     if row is None:
                         continue
@@ -296,6 +317,8 @@ class Inspection:
 
     def _look_for_infinite(self, data: BoundDataset, source: ArraySource, train: bool) -> None:
         for variable, column in zip(self.inputs, source.columns, strict=True):
+            if not column.shape:  # a scalar may be infinite, as a bound is, and NaN was refused
+                continue
             if self._finite.get(id(column.values)) is column.values:
                 continue  # a user's loop may call minimize for each epoch
             found = first_infinite(column)
@@ -406,7 +429,7 @@ class BatchInspection:
         self, check: IndexCheck, batch: Batch, number: int | None, selection: Selection | None
     ) -> None:
         place, sample = self._called(number), batch
-        row = check.first_row(batch, self.axis)
+        row = None if check.is_scalar else check.first_row(batch, self.axis)
         if row is not None:
             sample = _sample(batch, row, self.axis)
             if isinstance(selection, slice):
@@ -437,6 +460,8 @@ class IndexCheck:
     def __init__(self, index: Index, inspection: Inspection, reading: Reading) -> None:
         self.index = index
         self.names = [inspection.names[inspection.inputs[place]] for place in index.inputs]
+        # Computed from inputs without dimensions alone, it belongs to no sample.
+        self.is_scalar = not any(inspection.inputs[place].type.ndim for place in index.inputs)
         leaf = without_dimensions(index.values)
         places = [reading.leaves.get(variable) for variable in inspection.inputs]
         # Most are an input itself.

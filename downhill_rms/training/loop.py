@@ -102,7 +102,8 @@ class Loop:
     def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
         """Means over a data set in its own order."""
         means = PassMean(self.steps.names)
-        with self.steps.carried.pass_of_its_own():
+        data.begin_epoch(self.epoch_count)
+        with self.steps.carried.pass_of_its_own(), self.steps.same_draws():
             for number, (batch, samples) in enumerate(data.in_order()):
                 outputs = self.steps.evaluate(batch)
                 if must_be_finite:
@@ -298,6 +299,7 @@ class Loop:
         carried = self.steps.carried
         if run.begins_pass:
             carried.begin_pass()
+        run.train.begin_epoch(self.epoch_count)
         for batch, samples in run.open_epoch(self.steps.update_names):
             before = self._state() if run.save_batch else {}
             outputs = self.steps.update(batch)

@@ -80,7 +80,7 @@ class StepsState:
     generators : dict of str to Generator
         Random generators by name.
     keys : dict of str to list of ndarray
-        States that functions in JAX mode keep.
+        States that the update in JAX mode keeps.
     """
 
     parameters: Arrays
@@ -129,11 +129,12 @@ def read(
     drawn = {variable for variable, _ in steps.graph.evaluation_updates}
     numbers = {
         "update": len(generators),
+        # Earlier versions kept these; every evaluation now begins with the same ones.
         "evaluation": sum(variable in drawn for variable in steps.generators.values()),
     }
     if changed:
         numbers = {}
-    keys: dict[str, list[np.ndarray]] = {"update": [], "evaluation": []}
+    keys: dict[str, list[np.ndarray]] = {"update": []}
     keys |= {name: _keys(fields, name, number) for name, number in numbers.items()}
     if hyperparameters is not None:
         faults = [] if changed else fields.faults

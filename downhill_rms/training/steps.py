@@ -20,6 +20,7 @@ from downhill_rms.compiling import (
     UncompiledFunction,
     check_mode,
     check_stackable,
+    is_jax,
     prepare_scans,
     quick_building,
     stack_steps,
@@ -52,6 +53,9 @@ from downhill_rms.training.inspection import BatchInspection, Inspection
 from downhill_rms.training.options import OPTIONS
 from downhill_rms.training.parameters import Arrays, Carried, NamedVariables, Parameters
 from downhill_rms.watching import named_expressions
+
+# Beside a generator's index in the seeds of evaluations: a user's own small seeds are others.
+EVALUATION = 0x65766C
 
 
 class Steps:
@@ -146,9 +150,11 @@ class Steps:
         self.specs = self.inspection.specs
         self._look = BatchInspection(self.inspection, "the batch")
 
-    def bind(self, dataset: Dataset, *, train: bool = False, finite: bool = False) -> BoundDataset:
+    def bind(
+        self, dataset: Dataset, *, train: bool = False, finite: bool = False, epoch: int = 0
+    ) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands."""
-        return self.inspection.bind(dataset, train=train, finite=finite)
+        return self.inspection.bind(dataset, train=train, finite=finite, epoch=epoch)
 
     def _function(
         self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]
@@ -259,15 +265,34 @@ class Steps:
             self.generators[name].set_value(generator, borrow=True)
 
     def generator_keys(self) -> dict[str, list[np.ndarray]]:
-        """States of the generators that functions in JAX mode keep for themselves."""
-        update = [] if self._update is None else self._update.keys
-        return {"update": update, "evaluation": self._evaluation.keys}
+        """States of the generators that the update in JAX mode keeps for itself."""
+        return {"update": [] if self._update is None else self._update.keys}
 
     def set_generator_keys(self, keys: Mapping[str, Sequence[np.ndarray]]) -> None:
         """Set states that `generator_keys` returned."""
         if self._update is not None:
             self._update.keys = keys["update"]
-        self._evaluation.keys = keys["evaluation"]
+
+    @contextmanager
+    def same_draws(self) -> Iterator[None]:
+        """Evaluate with the same random numbers each time; those of training stay where they are.
+
+        Two evaluations then differ by the parameters alone, and not by the luck of a draw.
+        """
+        updates = self.graph.evaluation_updates
+        generators = [v for v, _ in updates if isinstance(v.type, RandomType)]
+        values = [variable.get_value(borrow=True) for variable in generators]
+        seeds = [np.random.SeedSequence([EVALUATION, index]) for index in range(len(values))]
+        for variable, value, seed in zip(generators, values, seeds, strict=True):
+            kind = type(value.bit_generator)
+            variable.set_value(np.random.Generator(kind(seed)), borrow=True)
+        if generators and is_jax(self.mode):  # whose functions keep what they have drawn
+            self._evaluation.keys = [seed.generate_state(2) for seed in seeds]
+        try:
+            yield
+        finally:
+            for variable, value in zip(generators, values, strict=True):
+                variable.set_value(value, borrow=True)
 
     def _rule(self, hyperparameters: Hyperparameters, state: State) -> list[Update]:
         return rmsprop_updates(self.graph.params, self.gradients, hyperparameters, state)
@@ -282,7 +307,7 @@ class Steps:
 
     def _of_stack(self, batch: Batch, index: int) -> Batch:
         """One minibatch of a stack, which without inputs has an array that is none of theirs."""
-        return [array[index] for array in batch[: len(self.specs)]]
+        return [np.asarray(array[index]) for array in batch[: len(self.specs)]]
 
     def update(self, batch: Batch) -> list[Any]:
         """Make one update, or one for each of a stack of minibatches; returns the outputs before.

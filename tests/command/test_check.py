@@ -58,6 +58,37 @@ def test_data_are_described():
     assert "10 minibatches of 5" in " ".join(section(report, "data")[0])
 
 
+def test_scalars_among_data_are_described():
+    x, y = pt.fmatrix("x"), pt.fvector("y")
+    rate, beta, gamma = pt.fscalar("rate"), pt.fscalar("beta"), pt.fscalar("gamma")
+    w = pytensor.shared(np.zeros(3, dtype="float32"), name="w")
+    loss = pt.sqr(x @ w * rate - y).mean() + beta * pt.sqr(w).sum() + gamma * w.sum()
+    inputs = [x, y, rate, beta, gamma]
+    train = [X, Y, 0.5, pytensor.shared(0.25, name="b"), lambda epoch: 1 + epoch]
+    problem = Problem(loss=loss, inputs=inputs, train=train, valid=[X, Y, 0.5, 0.25, 1])
+    report = check(problem, Hyperparameters())
+    assert report.trainable
+    assert report.problems == []
+    found = [" ".join(words) for words in section(report, "inputs")]
+    assert found[2] == "'rate' (0-dimensional float32) the number 0.5"
+    assert found[3] == "'beta' (0-dimensional float32) shared variable b, now 0.25"
+    assert found[4] == "'gamma' (0-dimensional float32) function of the epoch, 1 for epoch 0"
+    assert section(report, "data")[0][:3] == ["train", "50", "samples"]
+    report = check(Problem(loss=loss, inputs=inputs, train=train), Hyperparameters())
+    (problem_found,) = report.problems
+    assert problem_found.startswith("train feeds 'gamma' (0-dimensional float32) from a function")
+
+
+@pytest.mark.parametrize(("size", "updates"), [(None, "one update"), (5, "5 updates")])
+@pytest.mark.parametrize("data", [None, {"beta": 0.5}])
+def test_an_epoch_without_samples_is_described(data, size, updates):
+    w, beta = pytensor.shared(1.0, name="w"), pt.scalar("beta")
+    loss = pt.sqr(w - beta) if data else pt.sqr(w)
+    problem = Problem(loss=loss, train=Dataset(data, iteration_size=size))
+    words = " ".join(section(check(problem, Hyperparameters()), "data")[0])
+    assert words == f"train none needed an epoch is {updates}"
+
+
 def test_generators_and_monitors_are_listed():
     rng = pytensor.shared(np.random.default_rng(0), name="rng")
     w = pytensor.shared(np.zeros(3), name="w")

@@ -35,6 +35,12 @@ def default_backend():
         yield
 
 
+# PyTensor tells which run-time checks JAX drops, and that JAX copies generators.
+jax_only = pytest.mark.filterwarnings(
+    "ignore:Skipping:UserWarning", "ignore:The RandomType SharedVariables:UserWarning"
+)
+
+
 def expected(updates, **options):
     oracle = Oracle([np.zeros(3)], **options)
     for _ in range(updates):
@@ -122,6 +128,44 @@ def test_axis_one_compiles_nothing_more(default_backend):
     assert compilations.started == 0
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_scalars_compile_nothing_more(default_backend, together):
+    x, beta = pt.fmatrix("x"), pt.fscalar("beta")
+    w = pytensor.shared(np.float32(0), name="w")
+    trainer = Trainer(pt.sqr(x - w).mean() + beta * w, inputs=[x, beta])
+    options = {"max_epochs": 2, "batch_size": 10, "updates_per_call": together}
+    options |= {"patience": np.inf, "restore_best": False}
+    trainer.minimize([X, 0.5], **options)
+    compilations, shared = CompilationCounter(), pytensor.shared(np.int8(1))
+    given = (1, True, np.float64(0.5), np.array(0.5), shared, lambda epoch: epoch / 2)
+    with event.install_listener("numba:compile", compilations):
+        for value in given:
+            trainer.minimize([X, value], **options)
+            trainer.step([X, value])
+            trainer.evaluate([X, value])
+        trainer.minimize([[X[:10], 0.5], [X[10:20], 1]], **options | {"batch_size": None})
+        trainer.minimize(
+            Dataset([X, 0.5], batch_size=10, prefetch=2), **options | {"batch_size": None}
+        )
+    assert compilations.started == 0
+
+
+@jax_only
+@pytest.mark.parametrize("together", [1, 2])
+def test_scalars_in_jax(together):
+    pytest.importorskip("jax")
+    ends = []
+    for mode in ("FAST_COMPILE", "JAX"):
+        x, beta = pt.matrix("x"), pt.scalar("beta")
+        w = pytensor.shared(0.0, name="w")
+        trainer = Trainer(pt.sqr(x - w).mean() + beta * w, inputs=[x, beta], mode=mode)
+        data = Dataset([X, lambda epoch: epoch / 2], batch_size=10, rng=0)
+        options = {"max_epochs": 4, "learning_rate": 0.1, "updates_per_call": together}
+        trainer.minimize(data, [X, 1.0], **options)
+        ends.append(np.asarray(w.get_value()))
+    np.testing.assert_allclose(*ends, rtol=1e-10)
+
+
 def test_the_counter_sees_a_compilation(default_backend):
     """Without this the tests above could not fail."""
     import numba
@@ -130,12 +174,6 @@ def test_the_counter_sees_a_compilation(default_backend):
     with event.install_listener("numba:compile", compilations):
         numba.njit(lambda v: v + 1)(1.0)
     assert compilations.started == 1
-
-
-# PyTensor tells which run-time checks JAX drops, and that JAX copies generators.
-jax_only = pytest.mark.filterwarnings(
-    "ignore:Skipping:UserWarning", "ignore:The RandomType SharedVariables:UserWarning"
-)
 
 
 @jax_only
@@ -208,13 +246,30 @@ def test_a_state_is_carried_in_jax(together):
 
 
 @jax_only
-def test_dropout_changes_at_every_call_in_jax():
+def test_dropout_changes_at_every_update_in_jax():
     pytest.importorskip("jax")
     trainer, _ = make_trainer("JAX", dropout=True)
     trainer.set_params([np.ones(3, dtype="float32")])
     losses = {trainer.evaluate([X, Y])["loss"] for _ in range(4)}
+    assert len(losses) == 1
     losses |= {trainer.step([X, Y], learning_rate=0.0)["loss"] for _ in range(4)}
-    assert len(losses) == 8
+    assert len(losses) == 5
+
+
+@pytest.mark.parametrize("mode", [None, "tiered"])
+def test_evaluations_draw_the_same_numbers_in_numba(default_backend, mode):
+    """Uncompiled, compiled by a child and compiled here: all read the same generators."""
+    x, y = pt.fmatrix("x"), pt.fvector("y")
+    w = pytensor.shared(np.ones(3, dtype="float32"), name="w")
+    # Of binomial numbers Numba draws others than NumPy.
+    _, noise = pt.random.shared_rng(seed=1).normal(size=x.shape)
+    loss = pt.sqr((x + noise.astype("float32")) @ w - y).mean()
+    trainer = Trainer(loss, inputs=[x, y], mode=mode)
+    first = trainer.evaluate([X, Y])["loss"]
+    trainer.step([X, Y], learning_rate=0.0)
+    assert trainer.evaluate([X, Y])["loss"] == pytest.approx(first, rel=1e-5)
+    trainer.steps.settle()
+    assert trainer.evaluate([X, Y])["loss"] == pytest.approx(first, rel=1e-5)
 
 
 @jax_only
@@ -232,7 +287,9 @@ def test_a_generator_inside_an_op_advances_in_every_backend(mode):
     total = drawn.sum()
     trainer = Trainer(w * total, params=[w], monitors={"drawn": total}, mode=mode)
     assert len({trainer.step()["drawn"] for _ in range(3)}) == 3
-    assert len({trainer.evaluate(None)["drawn"] for _ in range(3)}) == 3
+    assert len({trainer.evaluate(None)["drawn"] for _ in range(3)}) == 1
+    several = trainer.evaluate(Dataset(None, iteration_size=3))["drawn"]
+    assert several != trainer.evaluate(None)["drawn"]  # it advances within a pass
 
 
 @jax_only

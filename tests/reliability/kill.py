@@ -1,8 +1,9 @@
 """Stop real training processes at random instants, resume them, and compare bit for bit.
 
 Every trial trains a regression with shuffling and dropout, or (``--problem text``) a small form of
-examples/text.py, which carries a state from minibatch to minibatch, with a checkpoint every 4
-updates, in a process of its own. The process is killed (``--how kill``, signal 9) or interrupted
+examples/text.py, which carries a state from minibatch to minibatch, or (``--problem posterior``) a
+variational approximation of a model of PyMC, with a checkpoint every 4 updates, in a process of its
+own. The process is killed (``--how kill``, signal 9) or interrupted
 (``--how interrupt``, Ctrl-C) at random instants and started again until it comes to its end. Its
 final parameters, accumulators, best and history are compared with those of a run that nobody
 stopped.
@@ -10,6 +11,7 @@ stopped.
     python -m tests.reliability.kill --trials 300
     python -m tests.reliability.kill --trials 200 --how interrupt --mode NUMBA
     python -m tests.reliability.kill --trials 50 --problem text
+    python -m tests.reliability.kill --trials 50 --problem posterior
 """
 
 import argparse
@@ -54,7 +56,18 @@ def small_text(mode):
     return trainer, [task.train, task.valid], {"learning_rate": 0.01, "monitor": "bits"}
 
 
-PROBLEMS = {"regression": regression, "text": small_text}
+def posterior(mode):
+    """The same of a variational approximation; needs PyMC."""
+    from downhill_rms.pymc import advi_problem
+    from tests.pymc import models
+
+    y = models.normal_data(100)
+    problem = advi_problem(models.normal_model(y), {"y": y}, updates=52, seed=1)
+    train = Dataset({"y": y}, batch_size=8, rng=2)
+    return problem.trainer(mode), [train], dict(problem.hyperparameters)
+
+
+PROBLEMS = {"regression": regression, "text": small_text, "posterior": posterior}
 
 
 def train(directory, mode, problem):
