@@ -16,7 +16,6 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from pytensor.tensor.special import log_softmax
-from sklearn.datasets import load_digits
 
 import downhill_rms
 
@@ -56,6 +55,8 @@ def load(rng):
 
     Each training image stands there five times: as it is, and moved by one place to each side.
     """
+    from sklearn.datasets import load_digits  # not for those who want the convolution alone
+
     digits = load_digits()
     images = (digits.data / 16).astype("float32")
     labels = digits.target.astype("int32")
