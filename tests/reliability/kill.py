@@ -2,16 +2,17 @@
 
 Every trial trains a regression with shuffling and dropout, or (``--problem text``) a small form of
 examples/text.py, which carries a state from minibatch to minibatch, or (``--problem posterior``) a
-variational approximation of a model of PyMC, with a checkpoint every 4 updates, in a process of its
-own. The process is killed (``--how kill``, signal 9) or interrupted
-(``--how interrupt``, Ctrl-C) at random instants and started again until it comes to its end. Its
-final parameters, accumulators, best and history are compared with those of a run that nobody
-stopped.
+variational approximation of a model of PyMC, or (``--problem windows``) a regression on data that
+are read by windows, with a checkpoint every 4 updates, in a process of its own. The process is
+killed (``--how kill``, signal 9) or interrupted (``--how interrupt``, Ctrl-C) at random instants
+and started again until it comes to its end. Its final parameters, accumulators, best and history
+are compared with those of a run that nobody stopped.
 
     python -m tests.reliability.kill --trials 300
     python -m tests.reliability.kill --trials 200 --how interrupt --mode NUMBA
     python -m tests.reliability.kill --trials 50 --problem text
     python -m tests.reliability.kill --trials 50 --problem posterior
+    python -m tests.reliability.kill --trials 50 --problem windows
 """
 
 import argparse
@@ -56,6 +57,15 @@ def small_text(mode):
     return trainer, [task.train, task.valid], {"learning_rate": 0.01, "monitor": "bits"}
 
 
+def windows(mode):
+    """The regression, its samples permuted in windows."""
+    trainer, _, options = regression(mode)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(100, 20))
+    arrays = {"x": features, "y": features @ rng.normal(size=20)}
+    return trainer, [Dataset(arrays, batch_size=8, window=24, rng=2, prefetch=1)], options
+
+
 def posterior(mode):
     """The same of a variational approximation; needs PyMC."""
     from downhill_rms.pymc import advi_problem
@@ -67,7 +77,12 @@ def posterior(mode):
     return problem.trainer(mode), [train], dict(problem.hyperparameters)
 
 
-PROBLEMS = {"regression": regression, "text": small_text, "posterior": posterior}
+PROBLEMS = {
+    "regression": regression,
+    "text": small_text,
+    "windows": windows,
+    "posterior": posterior,
+}
 
 
 def train(directory, mode, problem):
