@@ -117,7 +117,7 @@ def test_a_limit_that_is_no_number_is_an_error():
     assert line.startswith("ValueError: The environment has DOWNHILL_RMS_THREADS=all: ")
 
 
-FORKED = """
+TRAINED = """
 import os, sys
 import numpy as np, pytensor, pytensor.tensor as pt
 from downhill_rms import Trainer
@@ -129,12 +129,14 @@ trainer = Trainer((pt.tanh(x @ w) ** 2).mean(), [w], [x])
 batch = [rng.normal(size=(256, 300)).astype("f")]
 start = trainer.state_dict()
 
-def trained():
+def trained(_=None):
     trainer.load_state_dict(start)
     for _ in range(20):
         trainer.step(batch, learning_rate=0.01)
     return w.get_value().tobytes()
+"""
 
+FORKED = """
 before = trained()  # on threads that a child has not
 assert threads.are_shared()
 child = os.fork()
@@ -145,13 +147,41 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_a_forked_process_trains_on(tmp_path):
+SPAWNED = """
+import multiprocessing
+
+if __name__ == "__main__":
+    before = trained()
+    assert threads.are_shared()
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        print([found == before for found in pool.map(trained, range(4), chunksize=1)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [(FORKED, "0\n"), (SPAWNED, "[True, True, True, True]\n")],
+    ids=["forked", "spawned"],
+)
+def test_processes_train_on(program, printed, tmp_path):
+    """A child, and workers that train at once, come to the same bits as their parent."""
+    (tmp_path / "program.py").write_text(TRAINED + program)
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", FORKED],
+        [sys.executable, "-W", "ignore", tmp_path / "program.py"],
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.stdout == "0\n", done.stderr
+    assert done.stdout == printed, done.stderr
+
+
+def test_the_cells_of_a_notebook_train_on(tmp_path):
+    """Each call of a kernel's cell has the same thread; the bits are those of the cell before."""
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    cells = [TRAINED, "before = trained()", "threads.are_shared() and trained() == before"]
+    notebook = nbformat.v4.new_notebook(cells=list(map(nbformat.v4.new_code_cell, cells)))
+    resources = {"metadata": {"path": str(tmp_path)}}
+    executed = nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    assert executed.cells[-1].outputs[-1]["data"]["text/plain"] == "True"
