@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from downhill_rms.data import Dataset
 from downhill_rms.rule import Hyperparameters, check_count, refuse_unknown, shown
 from downhill_rms.trainer import Trainer
 
@@ -119,8 +118,6 @@ class Problem:
         """
         options = {**self.options, **options}
         monitoring = {name: options.pop(name) for name in MONITORING if name in options}
-        if isinstance(self.train, Dataset):
-            options.pop("batch_size", None)
         trainer = self.trainer(mode, **monitoring)
         trainer.set_hyperparameters(**self.hyperparameters)
         trainer.minimize(self.train, self.valid, **options)

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytensor
+import pytensor.tensor as pt
 import pytest
 
-from downhill_rms import Hyperparameters, Trainer
+from downhill_rms import Dataset, Hyperparameters, Trainer
 from downhill_rms.problem import Problem, ProblemError, load_problem, problem_name
 
 IMPORTS = "import pytensor, pytensor.tensor as pt\n"
@@ -440,3 +443,13 @@ def test_the_digits_are_a_problem():
         **problem.options | {"max_epochs": 2},
     )
     assert trainer.best.monitors["error"] < 0.2
+
+
+def test_minimize_tells_of_a_batch_size_beside_data_that_have_one():
+    """As the command line does: it would be left out without a word otherwise."""
+    x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    data = Dataset(np.ones(8), batch_size=4)
+    problem = Problem(loss=((x - w) ** 2).mean(), train=data, options={"max_updates": 1})
+    assert problem.minimize("FAST_COMPILE").update_count == 1
+    with pytest.raises(ValueError, match="a Dataset that has its own sizes"):
+        problem.minimize("FAST_COMPILE", batch_size=2)

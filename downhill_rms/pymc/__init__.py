@@ -6,10 +6,9 @@ but ``command``. Open ``problems.py`` first.
 
 from downhill_rms.pymc.problems import (
     AdviProblem,
-    MapProblem,
     ModelProblem,
     advi_problem,
     map_problem,
 )
 
-__all__ = ["AdviProblem", "MapProblem", "ModelProblem", "advi_problem", "map_problem"]
+__all__ = ["AdviProblem", "ModelProblem", "advi_problem", "map_problem"]

@@ -124,19 +124,34 @@ class ModelGraph:
         prior, likelihood, of_each = merged.outputs
         return Densities(prior, likelihood, of_each if each else None)
 
-    def constrained(self, deterministics: bool = True) -> dict[str, Any]:
-        """The model's own variables as expressions of its value variables, by name.
+    def parts(self, flat: Any) -> dict[Any, Any]:
+        """What a vector of all free values holds for each value variable, in their order."""
+        parts, first = {}, 0
+        for variable in self.value_variables:
+            value = self.start[variable.name]
+            part = flat[first : first + value.size].reshape(value.shape)
+            parts[variable] = part.astype(variable.type.dtype)
+            first += value.size
+        return parts
+
+    def constrained(self, values: Mapping[Any, Any]) -> dict[str, Any]:
+        """The model's own variables, by name, as expressions of its free values.
 
         Parameters
         ----------
-        deterministics : bool
-            Whether to add those ``pm.Deterministic`` that are not made of fed data.
+        values : mapping of Variable to Variable
+            What takes the place of each value variable.
+
+        Returns
+        -------
+        dict of str to Variable
+            The free variables, and those ``pm.Deterministic`` that are not made of fed data.
         """
         model = self.model
-        variables = list(model.free_RVs)
-        if deterministics:
-            variables += [v for v in model.deterministics if not self._uses_fed(v)]
+        own = [v for v in model.deterministics if not self._uses_fed(v)]
+        variables = [*model.free_RVs, *own]
         expressions = model.replace_rvs_by_values(variables)
+        expressions = graph_replace(expressions, values, strict=False)
         return {v.name: value for v, value in zip(variables, expressions, strict=True)}
 
     def _uses_fed(self, *variables: Any) -> list[str]:

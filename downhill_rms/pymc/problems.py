@@ -34,13 +34,12 @@ class ModelProblem(Problem):
     ----------
     graph : ModelGraph
         The model.
+    values : mapping of Variable to Variable
+        Expressions of the parameters in place of the model's value variables.
     """
 
     graph: ModelGraph = field(repr=False)
-
-    def _values(self) -> dict[str, np.ndarray]:
-        """Values of the value variables, by name, as the parameters are now."""
-        raise NotImplementedError
+    values: Mapping[Any, Any] = field(repr=False)
 
     def point(self) -> dict[str, np.ndarray]:
         """The model's variables, on its own scale, as the parameters are now.
@@ -51,19 +50,9 @@ class ModelProblem(Problem):
             Free variables, and those ``pm.Deterministic`` that are not made of fed data. Of an
             approximation it is where its mean on the unconstrained scale lies.
         """
-        expressions = self.graph.constrained()
-        function = UncompiledFunction(self.graph.value_variables, list(expressions.values()))
-        values = self._values()
-        found = function(*(values[variable.name] for variable in self.graph.value_variables))
-        return {name: np.asarray(value) for name, value in zip(expressions, found, strict=True)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class MapProblem(ModelProblem):
-    """What `map_problem` makes."""
-
-    def _values(self) -> dict[str, np.ndarray]:
-        return {param.name: param.get_value() for param in self.params or ()}
+        named = self.graph.constrained(self.values)
+        found = UncompiledFunction([], list(named.values()))()
+        return {name: np.asarray(value) for name, value in zip(named, found, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +70,6 @@ class AdviProblem(ModelProblem):
     mean: Any
     log_std: Any
     coupling: Any = None
-
-    def _values(self) -> dict[str, np.ndarray]:
-        rows = self._split(self.mean.get_value()[None])
-        return {name: values[0] for name, values in rows.items()}
-
-    def _split(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Rows of all free values, by variable; each has the rows as its first axis."""
-        starts = [(v.name, self.graph.start[v.name]) for v in self.graph.value_variables]
-        ends = np.cumsum([start.size for _, start in starts])
-        columns = np.split(rows, ends[:-1], axis=1)
-        return {
-            name: part.reshape(len(rows), *start.shape)
-            for (name, start), part in zip(starts, columns, strict=True)
-        }
 
     def covariance(self) -> np.ndarray:
         """The covariance of the free values on the unconstrained scale, as it is now.
@@ -137,17 +112,13 @@ class AdviProblem(ModelProblem):
         rng = np.random.default_rng(seed)
         noise = rng.standard_normal((draws, len(self.mean.get_value())))
         rows = self.mean.get_value() + noise @ self._factor().T
-        expressions = self.graph.constrained()
-        variables = self.graph.value_variables
-        batched = {
-            v: pt.tensor(v.name, dtype=v.dtype, shape=(None, *v.type.shape)) for v in variables
-        }
-        outputs = vectorize_graph(list(expressions.values()), batched)
-        values = self._split(rows)
-        stacks = [np.ascontiguousarray(values[v.name], dtype=v.dtype) for v in variables]
-        found = UncompiledFunction([batched[v] for v in variables], outputs)(*stacks)
+        flat = self.mean.type("values")
+        named = self.graph.constrained(self.graph.parts(flat))
+        batch = pt.matrix("values", dtype=flat.dtype)
+        outputs = vectorize_graph(list(named.values()), {flat: batch})
+        found = UncompiledFunction([batch], outputs)(rows.astype(flat.dtype))
         # What does not depend on the values at all is one array for all draws.
-        dimensions = [(name, expression.type.ndim) for name, expression in expressions.items()]
+        dimensions = [(name, expression.type.ndim) for name, expression in named.items()]
         posterior = {
             name: np.broadcast_to(value, (draws, *np.shape(value)[np.ndim(value) - ndim :]))[None]
             for (name, ndim), value in zip(dimensions, found, strict=True)
@@ -166,7 +137,7 @@ def map_problem(
     updates: int = 20_000,
     learning_rate: float = 0.01,
     name: str = "map",
-) -> MapProblem:
+) -> ModelProblem:
     """Minimise the negative log posterior of a model.
 
     Parameters
@@ -188,7 +159,7 @@ def map_problem(
 
     Returns
     -------
-    MapProblem
+    ModelProblem
         Its parameters are the free variables' values on the unconstrained scale, at the model's
         initial point. What is minimised is the density on the model's own scale, without the
         Jacobians of its transforms, as by ``pm.find_MAP``.
@@ -213,10 +184,11 @@ def map_problem(
     loss, each = _of_parameters(
         -(densities.log_prior + densities.log_likelihood), densities.log_likelihood_each, params
     )
-    return MapProblem(
+    return ModelProblem(
         name=name,
         loss=loss,
         params=list(params.values()),
+        values=params,
         train=train,
         valid=valid,
         graph=graph,
@@ -316,6 +288,7 @@ def advi_problem(
         train=train,
         valid=valid,
         graph=graph,
+        values=graph.parts(mean),
         mean=mean,
         log_std=log_std,
         coupling=coupling,
@@ -332,14 +305,8 @@ def _of_parameters(loss: Any, each: Any, params: Mapping[Any, Any]) -> tuple[Any
 def _of_draws(graph: ModelGraph, densities: Any, z: Any, draws: int) -> tuple[Any, Any]:
     """The mean energy of draws of all free values, and the mean log-likelihood of a sample."""
     flat = z.type.clone(shape=z.type.shape[-1:])("z")
-    parts, first = {}, 0
-    for variable in graph.value_variables:
-        value = graph.start[variable.name]
-        part = flat[first : first + value.size].reshape(value.shape)
-        parts[variable] = part.astype(variable.type.dtype)
-        first += value.size
     energy = -(densities.log_prior + densities.log_likelihood)
-    outputs = _of_parameters(energy, densities.log_likelihood_each, parts)
+    outputs = _of_parameters(energy, densities.log_likelihood_each, graph.parts(flat))
     if draws == 1:
         return _of_parameters(*outputs, {flat: z})
     wanted = [output for output in outputs if output is not None]
