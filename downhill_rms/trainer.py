@@ -14,6 +14,7 @@ import numpy as np
 
 from downhill_rms.compiling import quick_building
 from downhill_rms.data import Dataset, as_dataset, by_input, conform, now
+from downhill_rms.parallel import make_placement
 from downhill_rms.rule import (
     Hyperparameters,
     Update,
@@ -41,6 +42,7 @@ from downhill_rms.training import (
     Steps,
     StopReason,
     check_rollback,
+    checkpoint_in,
     in_json,
     named_outputs,
     predict,
@@ -91,6 +93,14 @@ class Trainer:
     mode : str or Mode, optional
         How PyTensor compiles (``"NUMBA"``, ``"JAX"``, ``"FAST_COMPILE"``, ...), or ``"tiered"``:
         training begins at once, uncompiled, while a child process compiles.
+    devices : int, "all" or jax.sharding.Mesh, optional
+        Devices of JAX that share the work, with ``mode="JAX"``: so many of them, all of every
+        process, or a mesh with one axis. Minibatches are divided along their samples, so that
+        ``batch_size`` counts those of all devices; parameters are copies. Every process makes the
+        same trainer and calls the same methods: see the page on many devices.
+    shard_above : int, optional
+        Numbers above which a parameter and its accumulators are divided among the devices too,
+        along the longest axis that these divide (by default none is).
 
     Attributes
     ----------
@@ -124,11 +134,15 @@ class Trainer:
         carried: Iterable[Update] | Mapping[Any, Any] = (),
         monitor_updates: bool = False,
         mode: Any = None,
+        devices: Any = None,
+        shard_above: int | None = None,
     ) -> None:
         named = named_expressions(monitors)
+        placement = make_placement(devices, shard_above, mode)
         with quick_building():
             self.graph = read_graph(loss, params, inputs, updates, list(named.values()), carried)
-            self.steps = Steps(self.graph, named, monitor_gradients, monitor_updates, mode)
+            monitored = (named, monitor_gradients, monitor_updates)
+            self.steps = Steps(self.graph, *monitored, mode, placement)
         self.parameters, self.state = self.steps.parameters, self.steps.state
         self.loop = Loop(self.steps)
 
@@ -302,6 +316,7 @@ class Trainer:
         named = named_outputs(outputs)
         function, inspection = self.steps.prediction(list(named.values()))
         bound = inspection.bind(as_dataset(data, "data", batch_size), epoch=self.epoch_count)
+        bound = self.steps.placement.data(bound)
         rows = [Rows(f"outputs[{key!r}]", bound.n_samples, bound.axis) for key in named]
         batches = watched(bound.in_order(), progress, bound.iteration_size)
         with self.steps.carried.pass_of_its_own():
@@ -448,7 +463,7 @@ class Trainer:
             judged = self.steps.outputs[self.steps.names.index(monitor)]
             self.steps.inspection.warn_of_schedules(judge, monitor, judged)
         limits = (max_updates, max_epochs, validate_every)
-        recording = None
+        recording, placement = None, self.steps.placement
         if run_directory is not None:
             if checkpoint is not None:
                 raise ValueError(
@@ -463,19 +478,24 @@ class Trainer:
                 "monitor": monitor,
                 "higher_is_better": higher_is_better,
             }
-            recording = self._record_in(run_directory, new, options, resume)
-            checkpoint = recording.checkpoint
+            directory = self._directory(run_directory, new, options)
+            if not resume:
+                placement.by_leader(directory.refuse_if_begun)
+            checkpoint = checkpoint_in(directory)
+            if placement.leads:
+                recording = Recording(directory, checkpoint)
         run = Run(
             *(data, judge, patience_of_run, *limits),
             *(restore_best, on_divergence),
-            checkpoint=as_checkpoint(checkpoint),
+            checkpoint=placement.checkpoint(as_checkpoint(checkpoint)),
             resume=resume,
             save_batch=save_batch,
             observers=observers,
             updates_per_call=updates_per_call,
             hyperparameters=hyperparameters,
         )
-        run.progress = open_progress(progress, run.total_updates, max_epochs)
+        shown = progress if placement.leads else False
+        run.progress = open_progress(shown, run.total_updates, max_epochs)
         self.steps.use(hyperparameters, updates_per_call)
         epochs = self.loop.start(run)
         if recording is None:
@@ -484,21 +504,20 @@ class Trainer:
         run.observers = (recording.history_file, *run.observers)
         return recording.follow(self.loop, epochs)
 
-    def _record_in(
+    def _directory(
         self,
         run_directory: str | PathLike[str] | RunDirectory,
         hyperparameters: Hyperparameters,
         options: dict[str, Any],
-        resume: bool | Literal["changed"],
-    ) -> Recording:
-        """What writes a run into a directory, with what is known here of what was asked for."""
+    ) -> RunDirectory:
+        """A run directory, with what is known here of what was asked for."""
         if not isinstance(run_directory, RunDirectory):
             program = Path(sys.argv[0]).name or "Python"
             config = {"problem": program, "hyperparameters": in_json(hyperparameters)}
             given = {name: value for name, value in options.items() if value is not None}
             path = check_path("run_directory", run_directory)
             run_directory = RunDirectory(path, {**config, "options": given})
-        return Recording(run_directory, run_directory.config or {}, bool(resume))
+        return run_directory
 
     def minimize(
         self,
@@ -602,7 +621,8 @@ class Trainer:
         CheckpointError
             If it cannot be written; an old file is intact then.
         """
-        write_state(check_path("path", path), self.parameters.state_dict())
+        path, state = check_path("path", path), self.parameters.state_dict()
+        self.steps.placement.by_leader(lambda: write_state(path, state))
 
     def load_parameters(self, path: str | PathLike[str]) -> None:
         """Set the parameters from a file of `save_parameters`, or from any checkpoint.
@@ -674,7 +694,8 @@ class Trainer:
         CheckpointError
             If it cannot be written; an old file is intact then.
         """
-        write_state(check_path("path", path), self.state_dict())
+        path, state = check_path("path", path), self.state_dict()
+        self.steps.placement.by_leader(lambda: write_state(path, state))
 
     def load(self, path: str | PathLike[str]) -> None:
         """Read what `save` or a checkpoint wrote, and take it up as `load_state_dict` does.

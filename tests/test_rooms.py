@@ -17,6 +17,7 @@ ROOMS = {
     "compiling": {"rule"},
     "watching": {"rule"},
     "training": {"rule", "data", "saving", "compiling", "watching"},
+    "parallel": {"rule", "data", "saving", "compiling", "training"},
     "pymc": {"rule", "data", "compiling", "problem"},
 }
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from numbers import Number
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from downhill_rms.data.sources import (
     as_column,
 )
 from downhill_rms.data.streaming import WindowedArrays, WindowSource
+from downhill_rms.data.windows import Rows
 
 CALLABLE_EPOCH = 100  # minibatches in an epoch of a callable without a length, as in downhill
 
@@ -78,6 +79,11 @@ class Dataset:
         sets (by default none: every minibatch is read from disk by itself). Blocks of samples
         that the file keeps together, such as row groups and chunks, come in random order, and
         the samples of each window are permuted. It is rounded up to whole minibatches.
+    local : bool
+        Whether the batches of a callable or an iterable are this process's part of each
+        minibatch, where several processes train together (False: each process makes whole
+        minibatches, the same ones, and takes its part). Every process makes parts of the same
+        shapes.
 
     Raises
     ------
@@ -105,6 +111,7 @@ class Dataset:
         shuffle: Shuffle = "samples",
         prefetch: int = 0,
         window: int | None = None,
+        local: bool = False,
     ) -> None:
         if shuffle is not None and (
             not isinstance(shuffle, str) or shuffle not in ("samples", "batches")
@@ -130,6 +137,12 @@ class Dataset:
                     "shuffle is 'batches' for data that are read by windows: those have samples "
                     "permuted in each. Give 'samples' or None."
                 )
+        self.local = bool(local)
+        if self.local and isinstance(self.source, ArraySource):
+            raise ValueError(
+                f"local is given with {self.name}, which is made from arrays: of these each "
+                "process reads its own samples by itself. Leave it out."
+            )
         self.sampler: Sampler | None = None
         self._by_hand: Sampler | None = None
         self._epochs_by_hand = 0
@@ -242,6 +255,18 @@ def as_dataset(
     return data
 
 
+class Feed(Protocol):
+    """How minibatches come to the devices of several processes."""
+
+    processes: int
+
+    def rows(self, samples: int) -> slice:
+        """Which of a minibatch's samples this process reads."""
+
+    def place(self, own: Batch, samples: int, axis: int) -> Batch:
+        """A minibatch of which this process has its own samples, where functions take it."""
+
+
 class BoundDataset:
     """A data set whose minibatches a compiled function takes as they come."""
 
@@ -251,6 +276,8 @@ class BoundDataset:
         self.iteration_size = dataset.iteration_size
         # Given what is read as it comes, batch by batch: its number, and the samples if known.
         self.look: Callable[[Batch, int, Selection | None], Any] | None = None
+        self.local = dataset.local
+        self.feed: Feed | None = None  # by which minibatches come to many devices
 
     def begin_epoch(self, epoch: int) -> None:
         """Go on to another epoch, whose number some scalars are made from."""
@@ -299,14 +326,16 @@ class BoundDataset:
             ahead = self.prefetch and self.sampler.window is None
             take = self._take_ahead if ahead else self._take_epoch
             taken = take(self.source, self.sampler, together, limit)
-            scalars = bool(self.source.scalars)
-            return self.source.with_scalars(taken, together > 1) if scalars else taken
+            if self.source.scalars:
+                taken = self.source.with_scalars(taken, together > 1)
+            return self._fed(taken, stacked=together > 1)
         batches = self._ready_batches(delivered)
         if together > 1:
             batches = _stack(batches, together, limit)
         if self.prefetch:
             batches = read_ahead(batches, self.prefetch)
-        return self._looked_at(batches, delivered, stacked=together > 1)
+        batches = self._looked_at(batches, delivered, stacked=together > 1)
+        return self._fed(batches, stacked=together > 1)
 
     def in_order(self) -> Iterator[tuple[Batch, int]]:
         """The same in the data's own order; the training order stays where it was."""
@@ -314,8 +343,27 @@ class BoundDataset:
             source = self.source
             if isinstance(source, WindowSource):
                 source = source.apart()
-            return self._take(source, self.sampler.in_order())
-        return self._looked_at(self._ready_batches())
+            return self._fed(self._take(source, self.sampler.in_order()))
+        return self._fed(self._looked_at(self._ready_batches()))
+
+    def _fed(
+        self, batches: Iterator[tuple[Batch, int]], stacked: bool = False
+    ) -> Iterator[tuple[Batch, int]]:
+        """The same, as many devices take them."""
+        return batches if self.feed is None else self._feed(self.feed, batches, stacked)
+
+    def _feed(
+        self, feed: Feed, batches: Iterator[tuple[Batch, int]], stacked: bool
+    ) -> Iterator[tuple[Batch, int]]:
+        axis = self.axis + stacked
+        is_whole = isinstance(self.source, BatchSource) and not self.local
+        for batch, samples in batches:
+            if self.local:
+                samples *= feed.processes
+            elif is_whole:
+                places = (slice(None),) * axis + (feed.rows(samples),)
+                batch = [array[places] if array.ndim > axis else array for array in batch]
+            yield feed.place(batch, samples, axis), samples
 
     def _take(
         self, source: ArraySource, selections: Iterable[Selection]
@@ -325,10 +373,32 @@ class BoundDataset:
                 samples = selection.stop - selection.start
             else:
                 samples = len(selection)
-            batch = source.take(selection)
+            batch = self._own(source, selection, samples)
             if self.look is not None:
                 self.look(batch, number, selection)
             yield batch, samples
+
+    def _own(self, source: ArraySource, selection: Any, samples: int) -> Batch:
+        """What this process reads of samples that are one minibatch, or several together."""
+        assert self.sampler is not None
+        size = min(self.sampler.batch_size, samples)
+        rows = slice(0, size) if self.feed is None else self.feed.rows(size)
+        if rows.stop - rows.start == size:
+            return source.take(selection)
+        if size == samples and isinstance(selection, Rows):
+            selection = selection.part(rows)
+            return source.take(selection)
+        if size == samples and isinstance(selection, slice):
+            first = selection.start
+            return source.take(slice(first + rows.start, first + rows.stop))
+        mine = np.arange(samples).reshape(-1, size)[:, rows].ravel()
+        if isinstance(selection, Rows):  # several minibatches of a window, which is in memory
+            before = (slice(None),) * self.axis
+            batch = source.take(selection)  # type: ignore[arg-type]
+            return [a[(*before, mine)] if a.ndim > self.axis else a for a in batch]
+        if isinstance(selection, slice):
+            return source.take(mine + selection.start)
+        return source.take(selection[mine])
 
     def _take_epoch(
         self, source: ArraySource, sampler: Sampler, together: int, limit: float

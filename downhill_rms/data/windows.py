@@ -12,6 +12,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -125,6 +126,10 @@ class Rows:
 
     def __len__(self) -> int:
         return self.last - self.first
+
+    def part(self, places: slice) -> Any:
+        """Some that follow one another, as a minibatch."""
+        return Rows(self.window, self.first + places.start, self.first + places.stop)
 
     def __getitem__(self, index: int) -> int:
         order, place = self.window.order, self.first + index

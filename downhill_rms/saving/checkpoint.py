@@ -201,15 +201,29 @@ class Checkpoint:
     def due(self, updates: int, epochs: int, now: float | None = None) -> bool:
         """Whether it is time for a checkpoint; if so, count from here."""
         now = time.monotonic() if now is None else now
-        done = (updates - self._last[0], epochs - self._last[1], now - self._last[2])
-        if self._limits == (None, None, None):
-            due = done[1] >= 1 and now >= self._not_before
-        else:
-            pairs = zip(done, self._limits, strict=True)
-            due = any(limit is not None and n >= limit for n, limit in pairs)
+        due = self.due_by_count(updates, epochs) or self.due_by_clock(updates, epochs, now)
         if due:
-            self._last, self._saving_since = (updates, epochs, now), now
+            self.count_from(updates, epochs, now)
         return due
+
+    def due_by_count(self, updates: int, epochs: int) -> bool:
+        """Whether it is time by the number of updates or epochs."""
+        done = (updates - self._last[0], epochs - self._last[1])
+        pairs = zip(done, self._limits, strict=False)
+        return any(limit is not None and n >= limit for n, limit in pairs)
+
+    def due_by_clock(self, updates: int, epochs: int, now: float | None = None) -> bool:
+        """Whether it is time by the clock, of which each process has its own."""
+        now = time.monotonic() if now is None else now
+        if self._limits == (None, None, None):
+            return epochs > self._last[1] and now >= self._not_before
+        seconds = self._limits[2]
+        return seconds is not None and now - self._last[2] >= seconds
+
+    def count_from(self, updates: int, epochs: int, now: float | None = None) -> None:
+        """A checkpoint is due now: the next one is counted from here."""
+        now = time.monotonic() if now is None else now
+        self._last, self._saving_since = (updates, epochs, now), now
 
     def mark(self, lines: Callable[[int], Iterable[str]]) -> dict[str, Any]:
         """Metadata by which a checkpoint knows all lines of what grows with a run.
@@ -314,7 +328,7 @@ class Checkpoint:
         paths = self.steps()
         for path in reversed(paths):
             try:
-                return path, _read_step(path)
+                return path, self.read(path)
             except CheckpointError as error:
                 warnings.warn(f"A damaged checkpoint is passed over: {error}", stacklevel=2)
         if paths:
@@ -324,16 +338,22 @@ class Checkpoint:
             )
         return None
 
+    @staticmethod
+    def read(path: Path) -> dict[str, Any]:
+        """A state, if it is of the update in its name: an older one that was renamed is not.
 
-def _read_step(path: Path) -> dict[str, Any]:
-    """A state, if it is of the update in its name: an older one that was renamed is not."""
-    state = read_checkpoint(path)
-    found, match = state.get("update_count"), STEP.fullmatch(path.name)
-    if match and isinstance(found, int) and found != int(match[1]):
-        raise CheckpointError(
-            f"{path} is of update {found}: a checkpoint is named by its update. Rename it."
-        )
-    return state
+        Raises
+        ------
+        CheckpointError
+            If it does not verify.
+        """
+        state = read_checkpoint(path)
+        found, match = state.get("update_count"), STEP.fullmatch(path.name)
+        if match and isinstance(found, int) and found != int(match[1]):
+            raise CheckpointError(
+                f"{path} is of update {found}: a checkpoint is named by its update. Rename it."
+            )
+        return state
 
 
 def as_checkpoint(value: Any) -> Checkpoint | None:

@@ -8,8 +8,9 @@ divergence, signals, and the state of it all. It joins ``rule``, ``data``, ``sav
 from downhill_rms.training.divergence import Divergence
 from downhill_rms.training.inspection import Inspection
 from downhill_rms.training.loop import Loop
+from downhill_rms.training.placement import Placement
 from downhill_rms.training.prediction import Rows, named_outputs, predict
-from downhill_rms.training.recording import Recording, in_json
+from downhill_rms.training.recording import Recording, checkpoint_in, in_json
 from downhill_rms.training.run import Best, Run, check_rollback
 from downhill_rms.training.signals import uninterrupted
 from downhill_rms.training.steps import Steps
@@ -21,12 +22,14 @@ __all__ = [
     "Inspection",
     "Loop",
     "Patience",
+    "Placement",
     "Recording",
     "Rows",
     "Run",
     "Steps",
     "StopReason",
     "check_rollback",
+    "checkpoint_in",
     "in_json",
     "named_outputs",
     "predict",

@@ -120,7 +120,7 @@ class Loop:
         DivergenceError
             If training diverged and the run asks for an error; the best parameters are in place.
         """
-        signals = StopSignals()
+        signals = self.steps.placement.signals()
         reason: StopReason | None = StopReason.ERROR  # of whatever is not named below
         self.steps.say = run.progress.say
         try:
@@ -146,7 +146,10 @@ class Loop:
         except KeyboardInterrupt:
             # The second Ctrl-C: it may have come in the middle of an update.
             reason, run.began = StopReason.INTERRUPTED, False
+            self.steps.placement.fall_out()
         finally:
+            if reason is StopReason.ERROR:
+                self.steps.placement.fall_out()
             signals.install()  # a consumer that leaves has its own in place
             signals.bear_one_more()
             self._end(run, reason, signals)
@@ -274,7 +277,8 @@ class Loop:
         self.history.append(record)
         epoch_log.info("%s", record)
         answers = [observe(record) for observe in run.observers]
-        return any(answer is StopReason.OBSERVER for answer in answers)
+        stop = any(answer is StopReason.OBSERVER for answer in answers)
+        return self.steps.placement.agree(stop)
 
     def _show(self, run: Run) -> None:
         """Draw where the run has come to."""
@@ -344,11 +348,13 @@ class Loop:
     def _save_batch(self, run: Run, before: Mapping[str, Any], batch: Batch) -> None:
         """Write the minibatch of a divergence and the state before it, for a replay."""
         if run.save_batch and run.checkpoint is not None:
-            arrays = (a.toarray() if scipy.sparse.issparse(a) else a for a in batch)
+            host = self.steps.placement.host
+            arrays = (a.toarray() if scipy.sparse.issparse(a) else host(a) for a in batch)
             minibatch = {f"batch/{index}": array for index, array in enumerate(arrays)}
             name = f"diverged-{self.steps.update_count:09d}.npz"
             state = {**before, "history": self.history.to_json()}
-            write_state(run.checkpoint.directory / name, {**state, **minibatch})
+            path, state = run.checkpoint.directory / name, {**state, **minibatch}
+            self.steps.placement.by_leader(lambda: write_state(path, state))
 
     def _roll_back(self, run: Run) -> bool:
         """Return to the last checkpoint with half the learning rate, if that is still allowed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,8 @@ class NamedVariables:
         The variables.
     names : sequence of str
         Their names, all different.
+    host : callable
+        Makes an array of this process's memory of any value, which may lie on many devices.
 
     Attributes
     ----------
@@ -31,15 +33,21 @@ class NamedVariables:
 
     prefix = "assigned/"
 
-    def __init__(self, variables: Sequence[Any], names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        names: Sequence[str],
+        host: Callable[[Any], Any] = np.asarray,
+    ) -> None:
         self.variables = dict(zip(names, variables, strict=True))
+        self._host = host
         # Another layout would make Numba compile once for it and once for the updates' results.
         self.put_back(self.copy())
 
     def copy(self) -> Arrays:
         """Copies of all values, C-contiguous."""
         return {
-            name: np.array(variable.get_value(borrow=True), order="C")
+            name: np.array(self._host(variable.get_value(borrow=True)), order="C")
             for name, variable in self.variables.items()
         }
 
@@ -61,8 +69,13 @@ class Carried(NamedVariables):
 
     prefix = "carried/"
 
-    def __init__(self, variables: Sequence[Any], names: Sequence[str]) -> None:
-        super().__init__(variables, names)
+    def __init__(
+        self,
+        variables: Sequence[Any],
+        names: Sequence[str],
+        host: Callable[[Any], Any] = np.asarray,
+    ) -> None:
+        super().__init__(variables, names, host)
         self._start = self.copy()
 
     def begin_pass(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -25,32 +25,19 @@ class Recording:
     Parameters
     ----------
     directory : RunDirectory
-        Where.
-    config : mapping
-        What was asked for, as ``config.json`` keeps it.
-    resume : bool
-        Whether the run there goes on.
+        Where, and what was asked for.
+    checkpoint : Checkpoint
+        The directory's own.
 
     Attributes
     ----------
-    checkpoint : Checkpoint
-        The directory's own.
     history_file : HistoryFile
         An observer that writes every epoch down.
-
-    Raises
-    ------
-    RunDirectoryError
-        If the directory holds a run that would be lost.
     """
 
-    def __init__(self, directory: RunDirectory, config: Mapping[str, Any], resume: bool) -> None:
-        if not resume:
-            directory.refuse_if_begun()
-        self.directory, self.config = directory, {**config, "versions": versions()}
-        self.checkpoint = Checkpoint(
-            directory.checkpoints_path, every_epochs=None, every_seconds=SECONDS_BETWEEN_CHECKPOINTS
-        )
+    def __init__(self, directory: RunDirectory, checkpoint: Checkpoint) -> None:
+        self.directory, self.checkpoint = directory, checkpoint
+        self.config = {**(directory.config or {}), "versions": versions()}
         self.history_file = HistoryFile(directory.history_path)
         self._begun = False
 
@@ -80,6 +67,11 @@ class Recording:
 
     def _finish(self, loop: Loop) -> None:
         self.directory.finish(loop.history, _result(loop))
+
+
+def checkpoint_in(directory: RunDirectory) -> Checkpoint:
+    """The checkpoints of a run directory."""
+    return Checkpoint(directory.checkpoints_path, every_seconds=SECONDS_BETWEEN_CHECKPOINTS)
 
 
 def in_json(hyperparameters: Hyperparameters) -> dict[str, Any]:

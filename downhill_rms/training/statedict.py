@@ -48,7 +48,8 @@ def collect(steps: Steps) -> dict[str, Any]:
     values = dict(steps.hyperparameters)
     if not isinstance(values["learning_rate"], float):
         values["learning_rate"] = None  # an expression, which the program itself holds
-    accumulators = {n: v.get_value(borrow=True) for n, v in steps.state.accumulators.items()}
+    host = steps.placement.host
+    accumulators = {n: host(v.get_value(borrow=True)) for n, v in steps.state.accumulators.items()}
     text = json.dumps(signature(steps))
     state: dict[str, Any] = {"signature": text, "fingerprint": steps.fingerprint}
     state["update_count"] = steps.update_count

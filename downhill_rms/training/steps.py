@@ -52,6 +52,7 @@ from downhill_rms.training.divergence import (
 from downhill_rms.training.inspection import BatchInspection, Inspection
 from downhill_rms.training.options import OPTIONS
 from downhill_rms.training.parameters import Arrays, Carried, NamedVariables, Parameters
+from downhill_rms.training.placement import Placement
 from downhill_rms.watching import named_expressions
 
 # Beside a generator's index in the seeds of evaluations: a user's own small seeds are others.
@@ -73,6 +74,8 @@ class Steps:
         Whether an update's telemetry is among its outputs too.
     mode : str or Mode, optional
         How PyTensor compiles.
+    placement : Placement
+        Where arrays live, and who decides.
 
     Attributes
     ----------
@@ -107,8 +110,10 @@ class Steps:
         monitor_gradients: bool,
         monitor_updates: bool,
         mode: Any,
+        placement: Placement,
     ) -> None:
         check_mode(mode)
+        self.placement, mode = placement, placement.mode(mode)
         self._given = graph
         graph, monitors = _prepared(graph, monitors, mode)
         self.graph, self.mode = graph, mode
@@ -123,9 +128,10 @@ class Steps:
         telemetry = telemetry_names(graph.param_names) if monitor_updates else []
         self.update_names = [*self.names, *telemetry]
         self.outputs = [graph.loss, *monitors.values()]
-        self.parameters = Parameters(graph.params, graph.param_names)
-        self.assigned = NamedVariables(graph.assigned, graph.assigned_names)
-        self.carried = Carried(graph.carried, graph.carried_names)
+        placement.begin((*graph.params, *graph.assigned, *graph.carried))
+        self.parameters = Parameters(graph.params, graph.param_names, placement.host)
+        self.assigned = NamedVariables(graph.assigned, graph.assigned_names, placement.host)
+        self.carried = Carried(graph.carried, graph.carried_names, placement.host)
         # One that begins infinite, as a running minimum does, is meant so.
         self._finite = {
             f"variable {name!r}": variable
@@ -137,6 +143,7 @@ class Steps:
         self.hyperparameters = Hyperparameters()
         self.update_count = 0
         generators = [v for v, _ in graph.updates if isinstance(v.type, RandomType)]
+        placement.begin(generators)
         self.generators = {f"{i}_{v.name or 'unnamed'}": v for i, v in enumerate(generators)}
         self.say: Callable[[str], Any] = str  # nobody listens yet
         evaluation = (graph.inputs, self.outputs, graph.evaluation_updates)
@@ -154,7 +161,8 @@ class Steps:
         self, dataset: Dataset, *, train: bool = False, finite: bool = False, epoch: int = 0
     ) -> BoundDataset:
         """Check and cast data for the inputs, and compare them with what the graph demands."""
-        return self.inspection.bind(dataset, train=train, finite=finite, epoch=epoch)
+        bound = self.inspection.bind(dataset, train=train, finite=finite, epoch=epoch)
+        return self.placement.data(bound, train)
 
     def _function(
         self, name: str, inputs: Sequence[Any], outputs: Sequence[Any], updates: Sequence[Update]
@@ -301,13 +309,14 @@ class Steps:
         """Make one update, however many a call makes; returns the outputs before it."""
         self._look(batch)
         if self.updates_per_call == 1:
-            return self.update(batch)
+            return self.update(self.placement.batch(batch))
         stack = [array[None] for array in batch] or [np.zeros(1, dtype="int64")]
         return [values[0] for values in self.update(stack)]
 
     def _of_stack(self, batch: Batch, index: int) -> Batch:
         """One minibatch of a stack, which without inputs has an array that is none of theirs."""
-        return [np.asarray(array[index]) for array in batch[: len(self.specs)]]
+        host = self.placement.host
+        return [np.asarray(host(array[index])) for array in batch[: len(self.specs)]]
 
     def update(self, batch: Batch) -> list[Any]:
         """Make one update, or one for each of a stack of minibatches; returns the outputs before.
@@ -329,7 +338,6 @@ class Steps:
         return outputs
 
     def _first_update(self, update: CompiledFunction, batch: Batch) -> list[Any]:
-        first = batch if self.updates_per_call == 1 else self._of_stack(batch, 0)
         parameters, assigned = self.parameters.copy(), self.assigned.copy()
         carried = self.carried.copy()
         try:
@@ -342,6 +350,7 @@ class Steps:
             self.put_back(parameters, assigned)
             self.carried.put_back(carried)
             self.state.reset()
+            first = batch if self.updates_per_call == 1 else self._of_stack(batch, 0)
             self.refuse_infinite(loss, first, "the first training batch")
         return outputs
 
@@ -366,6 +375,8 @@ class Steps:
 
     def _explain(self, error: Exception, batch: Batch, stacked: bool = False) -> None:
         """Raise what a backend raised in the user's words, where a batch is to blame."""
+        if self.placement.several:  # of the batch only a part is here, and others may not wait
+            return
         count = len(batch[0]) if stacked else 0
         for one in [self._of_stack(batch, i) for i in range(count)] or [batch]:
             self.inspection.explain(one, error)
@@ -392,18 +403,19 @@ class Steps:
             number = None if number is None else number + bad
         values = dict(zip(self.update_names, map(float, outputs), strict=bool(outputs)))
         arrays = {} if batch is None else self._inputs(batch)
-        accumulators = self.state.accumulators.items()
-        arrays |= {f"accumulator {n!r}": v.get_value(borrow=True) for n, v in accumulators}
+        host, accumulators = self.placement.host, self.state.accumulators.items()
+        arrays |= {f"accumulator {n!r}": host(v.get_value(borrow=True)) for n, v in accumulators}
         finite = {name: v.get_value(borrow=True) for name, v in self._finite.items()}
         found = find_infinite(values, arrays | self._parameters() | finite)
         return Divergence(self.update_count, found, number) if found else None
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        return {f"input {spec}": array for spec, array in zip(self.specs, batch, strict=True)}
+        host = self.placement.host
+        return {f"input {spec}": host(a) for spec, a in zip(self.specs, batch, strict=True)}
 
     def _parameters(self) -> dict[str, Any]:
-        variables = self.parameters.variables.items()
-        return {f"parameter {n!r}": v.get_value(borrow=True) for n, v in variables}
+        host, variables = self.placement.host, self.parameters.variables.items()
+        return {f"parameter {n!r}": host(v.get_value(borrow=True)) for n, v in variables}
 
 
 def _exchange(pairs: Sequence[tuple[Any, Any]]) -> None:

@@ -1,0 +1,13 @@
+"""Many devices and many processes: the same training on JAX's distributed runtime.
+
+Every process runs the same program. A minibatch is divided among the devices, parameters are
+copies on each, or divided too where they are large, and XLA inserts the messages. The rooms below
+know nothing of it: what is here takes the place of ``training.Placement``, and may import
+``training``, ``compiling``, ``data``, ``saving`` and ``rule``. JAX is imported when a placement is
+made, and never with the package. Open ``mesh.py`` first.
+"""
+
+from downhill_rms.parallel.mesh import make_placement
+from downhill_rms.parallel.processes import initialize
+
+__all__ = ["initialize", "make_placement"]
