@@ -70,15 +70,16 @@ class Problem:
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def trainer(self, mode: Any = None, **monitoring: bool) -> Trainer:
+    def trainer(self, mode: Any = None, **options: Any) -> Trainer:
         """The trainer of this problem.
 
         Parameters
         ----------
         mode : str or Mode, optional
             As for `Trainer`.
-        **monitoring
-            ``monitor_gradients`` and ``monitor_updates``, before those of ``options``.
+        **options
+            ``devices``, ``shard_above``, ``monitor_gradients`` and ``monitor_updates`` of
+            `Trainer`, before those of the problem's own options.
         """
         own = {name: self.options[name] for name in MONITORING if name in self.options}
         return Trainer(
@@ -89,7 +90,7 @@ class Problem:
             self.monitors,
             carried=self.carried,
             mode=mode,
-            **{**own, **monitoring},
+            **{**own, **options},
         )
 
     def minimize(self, mode: Any = None, **options: Any) -> Trainer:

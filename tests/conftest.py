@@ -4,8 +4,11 @@ Numba needs 20 to 60 s for a new graph on an empty cache. The Mode below runs Py
 Python implementation of each operation: it starts in milliseconds and rewrites nothing.
 """
 
+import os
 import signal
 import sys
+
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")  # before JAX is imported
 
 import pytensor
 import pytest

@@ -29,6 +29,7 @@ from downhill_rms.command.demos import DEMOS, run_demo
 from downhill_rms.command.experiment import Request, Resume, draw
 from downhill_rms.command.experiment import train as train_problem
 from downhill_rms.command.places import default_path, latest_path, refuse_other
+from downhill_rms.command.team import Team, parse_devices
 from downhill_rms.compiling import ALONE_SECONDS, compile_alone, default_mode
 from downhill_rms.problem import load_problem, problem_name
 from downhill_rms.training import StopReason
@@ -97,6 +98,30 @@ FINISH_COMPILING = click.option(
 )
 
 
+MANY = with_options(
+    click.option(
+        "--devices",
+        metavar="N|all",
+        callback=lambda ctx, param, text: None if text is None else parse_devices(text),
+        help="Devices of JAX that share the work.",
+    ),
+    click.option(
+        "--shard-above", type=click.IntRange(1), help="Divide parameters with more numbers, too."
+    ),
+    click.option(
+        "--processes",
+        type=click.IntRange(1),
+        help="Processes that share it: of this host, or with --coordinator of several.",
+    ),
+    click.option(
+        "--coordinator",
+        metavar="HOST:PORT|auto",
+        help="Where process 0 listens; auto for SLURM, MPI, cloud TPU.",
+    ),
+    click.option("--process-id", type=click.IntRange(0), help="Which of the processes this is."),
+)
+
+
 @main.command()
 @PROBLEM
 @click.option("--max-epochs", type=int, help="Passes through the training data at most.")
@@ -113,6 +138,7 @@ FINISH_COMPILING = click.option(
     type=click.Choice(["stop", "raise", "rollback"]),
     help="What follows when the loss is not finite (stop).",
 )
+@MANY
 @click.option("--out", metavar="RUN_DIR", help="The run directory (runs/NAME).")
 @click.option("--resume", is_flag=True, help="Go on with the run in the run directory.")
 @click.option("--resume-changed", is_flag=True, help="The same with a changed loss: a new best.")
@@ -125,29 +151,43 @@ def train(
     resume_changed: bool,
     progress: bool,
     finish_compiling: bool,
+    processes: int | None,
+    coordinator: str | None,
+    process_id: int | None,
     **given: Any,
 ) -> None:
     """Train the problem SPEC: path/to/file.py or package.module, and :name for one of several."""
+    team = Team(processes, coordinator, process_id)
+    team.join()
+    if team.is_joined:
+        given["devices"] = given["devices"] or "all"
     goes_on = resume or resume_changed
     path = out or (latest_path(spec) if goes_on else default_path(problem_name(spec)))
-    directory = RunDirectory(path)
+    directory = RunDirectory(team.from_leader(str(path)))
     if goes_on:
         if not resume_changed:
             refuse_other(directory, spec)
         request = Request.from_config(directory.read_config(), spec=spec, **given)
     else:
-        directory.refuse_if_begun()
+        if team.leads:
+            directory.refuse_if_begun()
         request = Request(spec=spec).changed(**given)
+    words = ("downhill-rms", "train", spec, "--out", str(directory.path), "--resume")
+    if team.is_to_be_started:
+        team.run(directory.path, shlex.join(words))
+        return
     bar = progress and sys.stderr.isatty()
     with logging_to_terminal(logging.WARNING if bar else logging.INFO):
         problem = load_problem(spec, request.seed)
         how: Resume = "changed" if resume_changed else resume
         trainer = train_problem(problem, request, directory, resume=how, progress=bar)
-        click.echo(directory.headline())
-        if trainer.stop_reason in EXIT_CODES:
-            words = ("downhill-rms", "train", spec, "--out", str(directory.path), "--resume")
-            click.echo(f"go on with: {shlex.join(words)}")
-        if trainer.stop_reason is not StopReason.TERMINATED:  # whoever sends it waits
+        if team.leads:
+            click.echo(directory.headline())
+        if team.leads and trainer.stop_reason in EXIT_CODES:
+            click.echo(f"go on with: {shlex.join(words)}{team.options}")
+        if (
+            team.leads and trainer.stop_reason is not StopReason.TERMINATED
+        ):  # whoever sends it waits
             if finish_compiling:
                 compile_on()
             with ctrl_c_ends_at_once():

@@ -20,6 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
+from downhill_rms.parallel import end_if_others_wait
 from downhill_rms.rule import parse_schedule
 from downhill_rms.watching import History
 from downhill_rms.watching.figures import is_logarithmic
@@ -110,6 +111,10 @@ class Commands(click.Group):
         """Run the program, and show no traceback for a Ctrl-C that comes while Python ends."""
         try:
             return super().main(*args, **options)
+        except SystemExit as end:
+            if end.code not in (0, None):  # an error of this process, for which others wait
+                end_if_others_wait(1 if isinstance(end.code, str) else end.code)
+            raise
         finally:
             if options.get("standalone_mode", True):
                 _end_at_ctrl_c()

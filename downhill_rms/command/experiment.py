@@ -40,6 +40,8 @@ class Request:
         How PyTensor compiles; by default `default_mode`.
     hyperparameters, options : mapping
         Those that come before the problem's defaults.
+    devices, shard_above : optional
+        As for `Trainer`. They are not kept: a run goes on with as many as are there then.
     """
 
     spec: str
@@ -49,6 +51,8 @@ class Request:
     mode: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    devices: int | str | None = None
+    shard_above: int | None = None
 
     def to_config(self, problem: Problem) -> dict[str, Any]:
         """Everything that decides what the run does, as ``config.json`` keeps it."""
@@ -57,7 +61,7 @@ class Request:
             "path": problem_path(self.spec),
             "seed": self.seed,
             **{name: file and str(Path(file).resolve()) for name, file in self._files.items()},
-            "mode": self.mode or default_mode(),
+            "mode": self.mode_in_force,
             "hyperparameters": in_json(self.in_force(problem)),
             "options": self.all_options(problem),
         }
@@ -111,6 +115,11 @@ class Request:
         """The options of the run, the problem's defaults included."""
         return {**problem.options, **self.options}
 
+    @property
+    def mode_in_force(self) -> str | None:
+        """How PyTensor compiles: as was asked for, or what begins at once where it can."""
+        return self.mode or (default_mode() if self.devices is None else "JAX")
+
     def in_force(self, problem: Problem) -> Hyperparameters:
         """The hyperparameters of the run."""
         return Hyperparameters(**problem.hyperparameters).replace(**self.hyperparameters)
@@ -160,7 +169,8 @@ def train(
     problem = request.with_files(problem)
     options = request.all_options(problem)
     monitoring = {name: options.pop(name) for name in MONITORING if name in options}
-    trainer = problem.trainer(request.mode or default_mode(), **monitoring)
+    many = {"devices": request.devices, "shard_above": request.shard_above}
+    trainer = problem.trainer(request.mode_in_force, **monitoring, **many)
     data = training_data(problem, trainer, options.pop("batch_size", None), request.seed)
     asked = RunDirectory(directory.path, request.to_config(problem))
     trainer.minimize(

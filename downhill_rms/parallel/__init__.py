@@ -8,6 +8,21 @@ made, and never with the package. Open ``mesh.py`` first.
 """
 
 from downhill_rms.parallel.mesh import make_placement
-from downhill_rms.parallel.processes import initialize
+from downhill_rms.parallel.processes import (
+    Failure,
+    end_if_others_wait,
+    from_leader,
+    initialize,
+    is_one_of_several,
+    run_processes,
+)
 
-__all__ = ["initialize", "make_placement"]
+__all__ = [
+    "Failure",
+    "end_if_others_wait",
+    "from_leader",
+    "initialize",
+    "is_one_of_several",
+    "make_placement",
+    "run_processes",
+]

@@ -17,9 +17,10 @@ from pytensor.compile.mode import JAX, Mode
 from pytensor.tensor.random.type import RandomType
 
 from downhill_rms.compiling.internals import jax_dispatch
-from downhill_rms.data import Batch, BoundDataset, generator_state, set_generator_state
+from downhill_rms.data import Batch, BoundDataset, InputSpec, generator_state, set_generator_state
 from downhill_rms.parallel.agreement import AgreedCheckpoint, AgreedSignals, Flags
 from downhill_rms.parallel.linker import SpmdLinker
+from downhill_rms.parallel.processes import from_leader
 from downhill_rms.rule import warn
 from downhill_rms.saving import Checkpoint
 from downhill_rms.training import Placement
@@ -100,6 +101,16 @@ class MeshPlacement(Placement):
             jax.block_until_ready(self._calls.popleft())
 
     # What is fed
+
+    def check(self, specs: Sequence[InputSpec]) -> None:
+        """Refuse sparse matrices, which PyTensor's JAX code does not know."""
+        for spec in specs:
+            if spec.sparse is not None:
+                raise ValueError(
+                    f"input {spec} is a sparse matrix, and devices= is given: JAX computes with "
+                    "dense arrays. Declare it as pt.matrix, of which sparse data are fed minibatch "
+                    "by minibatch, or leave devices out."
+                )
 
     def data(self, bound: BoundDataset, train: bool = False) -> BoundDataset:
         """The same minibatches, of which each process reads what its devices take."""
@@ -182,17 +193,7 @@ class MeshPlacement(Placement):
 
     def from_leader(self, text: str) -> str:
         """The leader's text, in every process."""
-        if not self.several:
-            return text
-        encoded = np.frombuffer(text.encode(), "uint8")
-        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
-        mine = encoded if self.leads else np.zeros(size, "uint8")
-        return (
-            np.asarray(multihost_utils.broadcast_one_to_all(mine))
-            .astype("uint8")
-            .tobytes()
-            .decode()
-        )
+        return from_leader(text)
 
     def signals(self) -> StopSignals:
         """Signals that stop every process at the same update, whichever they came to."""
@@ -226,9 +227,22 @@ class MeshPlacement(Placement):
         if failure:
             raise RuntimeError(f"The leading process failed ({failure}), and all end with it.")
 
-    def fall_out(self) -> None:
-        """Wait for nobody any more: this process has failed where others may not have."""
+    def fall_out(self, error: BaseException | None = None) -> None:
+        """Wait for nobody any more: this process has failed where others may not have.
+
+        Raises
+        ------
+        RuntimeError
+            If the error is that others cannot be reached.
+        """
         self._fallen_out = self.several
+        if self.several and isinstance(error, jax.errors.JaxRuntimeError):
+            fact = str(error).splitlines()[0]
+            raise RuntimeError(
+                f"The processes could not go on together ({fact}): a run needs all of them, and "
+                "one has ended or cannot be reached. What was saved is whole: start all again, "
+                "with resume=True (--resume)."
+            ) from error
 
 
 class Feed:

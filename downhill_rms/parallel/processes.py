@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import IO, Any
 
+import numpy as np
+
 HEARTBEAT = 10  # seconds without a word from a process after which the others end
 TOGETHER = 5.0  # seconds after one process's end in which the others end by themselves
 ATTEMPTS = 5  # another program may take a port between our finding it and using it
@@ -66,20 +68,39 @@ def _print_and_end(
     end_at_once(1)
 
 
+def end_if_others_wait(code: int | None) -> None:
+    """End this process at once if it is one of several: the others wait for it in vain."""
+    if is_one_of_several():
+        end_at_once(code or 0)
+
+
 def end_at_once(code: int) -> None:
-    """End this process without waiting for the others, which wait for it."""
+    """End this process without the words that JAX would exchange with the others."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def follows() -> bool:
-    """Whether this is one of several processes, and not the one that writes and shows."""
+def is_one_of_several() -> bool:
+    """Whether this process has joined others."""
     if "jax" not in sys.modules:
         return False
     import jax
 
-    return bool(jax.distributed.is_initialized()) and jax.process_index() > 0
+    return bool(jax.distributed.is_initialized()) and jax.process_count() > 1
+
+
+def from_leader(text: str) -> str:
+    """The leading process's text, in every process; all ask at the same time."""
+    if not is_one_of_several():
+        return text
+    import jax
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    encoded = np.frombuffer(text.encode(), "uint8")
+    size = int(broadcast_one_to_all(np.int32(len(encoded))))
+    mine = encoded if jax.process_index() == 0 else np.zeros(size, "uint8")
+    return np.asarray(broadcast_one_to_all(mine)).astype("uint8").tobytes().decode()
 
 
 @dataclass(frozen=True)

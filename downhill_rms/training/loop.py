@@ -147,9 +147,10 @@ class Loop:
             # The second Ctrl-C: it may have come in the middle of an update.
             reason, run.began = StopReason.INTERRUPTED, False
             self.steps.placement.fall_out()
+        except Exception as error:
+            self.steps.placement.fall_out(error)
+            raise
         finally:
-            if reason is StopReason.ERROR:
-                self.steps.placement.fall_out()
             signals.install()  # a consumer that leaves has its own in place
             signals.bear_one_more()
             self._end(run, reason, signals)

@@ -7,10 +7,10 @@ and the steps ask it the same questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from downhill_rms.data import Batch, BoundDataset
+from downhill_rms.data import Batch, BoundDataset, InputSpec
 from downhill_rms.saving import Checkpoint
 from downhill_rms.training.signals import StopSignals
 
@@ -35,6 +35,9 @@ class Placement:
 
     def begin(self, variables: Iterable[Any]) -> None:
         """Give every process the same values of shared variables."""
+
+    def check(self, specs: Sequence[InputSpec]) -> None:
+        """Refuse inputs that cannot be fed."""
 
     def data(self, bound: BoundDataset, train: bool = False) -> BoundDataset:
         """The same minibatches, where the compiled functions take them."""
@@ -64,5 +67,11 @@ class Placement:
         """Have one process act; if it fails, all fail."""
         act()
 
-    def fall_out(self) -> None:
-        """Wait for nobody any more: this process has failed where others may not have."""
+    def fall_out(self, error: BaseException | None = None) -> None:
+        """Wait for nobody any more: this process has failed where others may not have.
+
+        Raises
+        ------
+        RuntimeError
+            If the error is that others cannot be reached, which it says in the user's words.
+        """

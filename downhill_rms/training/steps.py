@@ -155,6 +155,7 @@ class Steps:
         self._schedules: dict[Any, Any] = {}  # functions of the update count
         self.inspection = Inspection.of_graph(graph, self.outputs, self.gradients)
         self.specs = self.inspection.specs
+        placement.check(self.specs)
         self._look = BatchInspection(self.inspection, "the batch")
 
     def bind(
