@@ -137,6 +137,8 @@ def minimize(
     carried: Iterable[Update] | Mapping[Any, Any] = (),
     monitor_updates: bool = False,
     mode: Any = None,
+    devices: Any = None,
+    shard_above: int | None = None,
     **options: Any,
 ) -> tuple[Values, Values]:
     """Minimise a loss with one call.
@@ -153,6 +155,8 @@ def minimize(
         As for `Trainer`. By default the run begins at once, uncompiled (``"tiered"``), unless it
         is one to be repeated bit for bit: with a ``seed``, a `Dataset` or a ``checkpoint`` it is
         compiled first. So it is where PyTensor is set to another mode than its own default.
+    devices, shard_above
+        As for `Trainer`.
     algo : str
         ``"rmsprop"``, as in `build`.
     batch_size : int, optional
@@ -179,12 +183,13 @@ def minimize(
     >>> abs(float(w.get_value()) - 1) < 0.05
     True
     """
-    if mode is None:
+    if mode is None and devices is None:
         mode = _mode_of_one_call(train, seed, options.get("checkpoint"))
     for name, count in (("train_batches", train_batches), ("valid_batches", valid_batches)):
         if count is not None:
             check_count(name, count)
     keywords = {"carried": carried, "monitor_updates": monitor_updates, "mode": mode}
+    keywords |= {"devices": devices, "shard_above": shard_above}
     trainer = build(algo, loss, params, inputs, updates, monitors, monitor_gradients, **keywords)
     train = as_dataset(train, "train", batch_size, train_batches, seed)
     if valid is not None:

@@ -20,6 +20,7 @@ from downhill_rms.rule import Hyperparameters, check_count, refuse_unknown, show
 from downhill_rms.trainer import Trainer
 
 MONITORING = ("monitor_gradients", "monitor_updates")  # options of the trainer itself
+OF_TRAINER = (*MONITORING, "devices", "shard_above")
 OPTIONS = (
     *("batch_size", "max_epochs", "max_updates"),
     *("patience", "min_improvement", "validate_every"),
@@ -101,7 +102,7 @@ class Problem:
         mode : str or Mode, optional
             As for `Trainer`.
         **options
-            As for ``Trainer.minimize``, before the problem's own options and hyperparameters.
+            As for ``Trainer.minimize`` and `Problem.trainer`, before the problem's own options and hyperparameters.
 
         Returns
         -------
@@ -118,8 +119,8 @@ class Problem:
         100
         """
         options = {**self.options, **options}
-        monitoring = {name: options.pop(name) for name in MONITORING if name in options}
-        trainer = self.trainer(mode, **monitoring)
+        own = {name: options.pop(name) for name in OF_TRAINER if name in options}
+        trainer = self.trainer(mode, **own)
         trainer.set_hyperparameters(**self.hyperparameters)
         trainer.minimize(self.train, self.valid, **options)
         return trainer

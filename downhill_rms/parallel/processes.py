@@ -99,6 +99,8 @@ def from_leader(text: str) -> str:
 
     encoded = np.frombuffer(text.encode(), "uint8")
     size = int(broadcast_one_to_all(np.int32(len(encoded))))
+    if size == 0:
+        return ""
     mine = encoded if jax.process_index() == 0 else np.zeros(size, "uint8")
     return np.asarray(broadcast_one_to_all(mine)).astype("uint8").tobytes().decode()
 

@@ -41,7 +41,8 @@ def _arguments_of(owner: str, names: str) -> dict[str, str]:
 ELSEWHERE = {
     **_arguments_of(
         "Trainer",
-        "loss params inputs updates monitors monitor_gradients carried monitor_updates mode",
+        "loss params inputs updates monitors monitor_gradients carried monitor_updates mode"
+        " devices shard_above",
     ),
     **_arguments_of("Dataset", "name iteration_size axis rng shuffle prefetch"),
     **_arguments_of("Checkpoint", "directory every_updates every_epochs every_seconds keep"),

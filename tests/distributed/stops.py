@@ -25,7 +25,7 @@ import numpy as np
 
 from downhill_rms.parallel import run_processes
 
-PROCESSES, EPOCHS = 2, 150
+PROCESSES, EPOCHS = 2, 60
 BOUND = 30.0  # seconds in which the others end after a kill
 HOW = {"signal": signal.SIGTERM, "kill": signal.SIGKILL}
 
