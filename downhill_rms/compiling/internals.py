@@ -17,6 +17,9 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
   ``pullback`` is its gradient.
+- A linker knows the graph that it compiles as ``fgraph``, whose ``update_mapping`` takes the position
+  of an output to that of the input that it is assigned to; ``create_jitable_thunk`` makes what a
+  call runs, and calls ``fgraph_convert`` and ``jit_compile``.
 - ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
 - Numba's function of an elementwise operation returns the array that it overwrites; since 3.3 such
   an operation may be an ``Elemwise`` inside a ``FusedElemwise`` or ``ScalarizedElemwise``.
@@ -48,6 +51,7 @@ from pytensor.graph.rewriting.basic import (
     node_rewriter,
 )
 from pytensor.graph.utils import InconsistencyError
+from pytensor.link.jax.linker import JAXLinker
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.vm import VMLinker
 from pytensor.misc.frozendict import frozendict
@@ -148,6 +152,7 @@ __all__ = [
     "IncSubtensor",
     "InconsistencyError",
     "InplaceElemwiseOptimizer",
+    "JAXLinker",
     "Join",
     "Log1p",
     "LogSoftmax",

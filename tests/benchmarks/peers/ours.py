@@ -30,6 +30,7 @@ USAGES = {
     "tiered": ("tiered", 1),
     "plain": ("NUMBA", 1),
     "c": ("CVM", 1),
+    "jax": ("JAX", 1),
 }
 
 
