@@ -32,6 +32,7 @@ from downhill_rms.compiling.internals import (
 )
 from downhill_rms.compiling.jaxlinker import DonatingLinker, setting_kept
 from downhill_rms.compiling.lengths import OfShapes, compute_lengths, slice_split, with_numpy
+from downhill_rms.compiling.products import ThinDot
 
 
 @cache
@@ -45,11 +46,17 @@ def jax_mode(base: Any) -> Any:
     donates = isinstance(base.linker, DonatingLinker)
     with setting_kept() if donates else nullcontext():
         jax_dispatch().register(OfShapes)(with_numpy)
+        jax_dispatch().register(ThinDot)(lambda op, **kwargs: _product)
     rewriters = (slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant)
     # What is moved out of a scan is given to it, and no length that JAX knows any more. XLA moves
     # what it computes itself.
     base = base.excluding("scan_push_out_non_seq")
     return with_rewriters(base, SequentialGraphRewriter(*map(WalkingGraphRewriter, rewriters)))
+
+
+def _product(x: Any, matrix: Any, transposed: Any) -> Any:
+    """A product in a scan; XLA chooses the layout."""
+    return x @ matrix
 
 
 @node_rewriter([CAReduce])  # type: ignore[untyped-decorator]
