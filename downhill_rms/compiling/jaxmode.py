@@ -18,7 +18,9 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
 
+from downhill_rms.compiling import jaxops
 from downhill_rms.compiling.internals import (
+    FIRST,
     CAReduce,
     Dot,
     Elemwise,
@@ -26,13 +28,11 @@ from downhill_rms.compiling.internals import (
     Mode,
     SequentialGraphRewriter,
     WalkingGraphRewriter,
-    jax_dispatch,
     node_rewriter,
     with_rewriters,
 )
 from downhill_rms.compiling.jaxlinker import DonatingLinker, setting_kept
-from downhill_rms.compiling.lengths import OfShapes, compute_lengths, slice_split, with_numpy
-from downhill_rms.compiling.products import ThinDot
+from downhill_rms.compiling.lengths import OfShapes, compute_lengths, slice_split
 
 
 @cache
@@ -45,18 +45,17 @@ def jax_mode(base: Any) -> Any:
         base = Mode(DonatingLinker(), base.provided_optimizer)
     donates = isinstance(base.linker, DonatingLinker)
     with setting_kept() if donates else nullcontext():
-        jax_dispatch().register(OfShapes)(with_numpy)
-        jax_dispatch().register(ThinDot)(lambda op, **kwargs: _product)
-    rewriters = (slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant)
+        jaxops.register()
+    rewriters = (
+        *(jaxops.inline_rest, jaxops.replace_convolution, jaxops.replace_product_without_zeros),
+        *(slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant),
+    )
     # What is moved out of a scan is given to it, and no length that JAX knows any more. XLA moves
     # what it computes itself.
-    base = base.excluding("scan_push_out_non_seq")
+    # Branches that are compiled apart are given lengths as values; XLA compiles them together.
+    base = base.excluding("scan_push_out_non_seq", "lazy_ifelse")
+    base = base.register((WalkingGraphRewriter(jaxops.inline_graph), FIRST))
     return with_rewriters(base, SequentialGraphRewriter(*map(WalkingGraphRewriter, rewriters)))
-
-
-def _product(x: Any, matrix: Any, transposed: Any) -> Any:
-    """A product in a scan; XLA chooses the layout."""
-    return x @ matrix
 
 
 @node_rewriter([CAReduce])  # type: ignore[untyped-decorator]

@@ -188,8 +188,8 @@ def rmsprop_updates(
     Centered form: A. Graves, "Generating Sequences With Recurrent Neural Networks",
     arXiv:1308.0850 (2013), eq. 38-40. The recurrence of the variance: D. H. D. West, "Updating
     mean and variance estimates", Communications of the ACM 22(9), 1979; it equals
-    :math:`E[g^2]_t - E[g]_t^2` and cannot cancel below 0; since
-    :math:`g - m_t = (1 - w) \delta`, nor can the one from the new mean. Uncentered form: T. Tieleman and
+    :math:`E[g^2]_t - E[g]_t^2` and cannot cancel below 0, in either form:
+    :math:`g - m_t = (1 - w) \delta`. Uncentered form: T. Tieleman and
     G. Hinton, "Lecture 6.5: rmsprop", Coursera, 2012. Momentum: I. Sutskever et al., "On the
     importance of initialization and momentum in deep learning", ICML 2013. Mean of the tail:
     B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM
