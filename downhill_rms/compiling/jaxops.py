@@ -83,7 +83,9 @@ def replace_convolution(fgraph: Any, node: Any) -> list[Any] | None:
         return None
     x, kernel, is_full = node.inputs
     (old,) = node.outputs
-    convolved = Convolution(op.ndim)(x, kernel, is_full.flatten()[0])
+    if is_full.type.ndim:  # of a batch
+        is_full = is_full[(0,) * is_full.type.ndim]
+    convolved = Convolution(op.ndim)(x, kernel, is_full)
     return [old.type.filter_variable(convolved)]
 
 
