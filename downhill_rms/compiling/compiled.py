@@ -93,6 +93,10 @@ class CompiledFunction:
 
     def _build_and_call(self, batch: Sequence[Any]) -> list[Any]:
         function = self.build()
+        if is_jax(self.mode):
+            from downhill_rms.compiling.jaxlinker import set_precision  # it stands on internals
+
+            set_precision([*self.inputs, *self.outputs, *(v for v, _ in self.updates)])
         if not is_cached(function):
             text = f"compiling the {self.name}, in every process anew ({NOT_CACHED})"
             log.info("%s", text)

@@ -17,6 +17,9 @@ missing costs the rewrites, not the training. Beyond the names, the rewrites rel
 - ``CAReduce`` has the dtype that it accumulates in as ``acc_dtype``.
 - A ``Scan`` is given and returns what its ``info`` counts, in the order of its docstring.
   ``pullback`` is its gradient.
+- A linker knows the graph that it compiles as ``fgraph``, whose ``update_mapping`` takes the place
+  of an output to that of the input that it is assigned to; ``create_jitable_thunk`` makes what a
+  call runs, and calls ``fgraph_convert`` and ``jit_compile``.
 - ``Elemwise`` calls the function of NumPy that ``nfunc_spec`` names.
 - Numba's function of an elementwise operation returns the array that it overwrites; since 3.3 such
   an operation may be an ``Elemwise`` inside a ``FusedElemwise`` or ``ScalarizedElemwise``.
@@ -34,6 +37,7 @@ from typing import Any
 import numpy as np
 from pytensor.assumptions.core import AssumptionFeature, FactState
 from pytensor.compile.aliasing import Supervisor
+from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import NUMBA, Mode, get_mode, optdb, predefined_optimizers
 from pytensor.compile.ops import DeepCopyOp, ViewOp
 from pytensor.gradient import disconnected_type
@@ -48,6 +52,7 @@ from pytensor.graph.rewriting.basic import (
     node_rewriter,
 )
 from pytensor.graph.utils import InconsistencyError
+from pytensor.link.jax.linker import JAXLinker
 from pytensor.link.numba.linker import NumbaLinker
 from pytensor.link.vm import VMLinker
 from pytensor.misc.frozendict import frozendict
@@ -94,10 +99,14 @@ from pytensor.tensor.basic import (
 )
 from pytensor.tensor.blockwise import Blockwise
 from pytensor.tensor.elemwise import CAReduce, DimShuffle, Elemwise
+from pytensor.tensor.extra_ops import CumOp
 from pytensor.tensor.math import Dot, Sum
+from pytensor.tensor.pad import Pad
 from pytensor.tensor.random.type import RandomType
 from pytensor.tensor.rewriting.elemwise import InplaceElemwiseOptimizer
+from pytensor.tensor.rewriting.ofg import inline_ofg_node
 from pytensor.tensor.shape import Reshape, Shape, Shape_i, SpecifyShape
+from pytensor.tensor.signal.conv import Convolve1d, Convolve2d
 from pytensor.tensor.special import LogSoftmax, Softmax
 from pytensor.tensor.subtensor import (
     AdvancedIncSubtensor,
@@ -134,6 +143,9 @@ __all__ = [
     "CheckAndRaise",
     "Clip",
     "Composite",
+    "Convolve1d",
+    "Convolve2d",
+    "CumOp",
     "DeepCopyOp",
     "DenseTensorType",
     "DestroyHandler",
@@ -148,6 +160,7 @@ __all__ = [
     "IncSubtensor",
     "InconsistencyError",
     "InplaceElemwiseOptimizer",
+    "JAXLinker",
     "Join",
     "Log1p",
     "LogSoftmax",
@@ -160,6 +173,8 @@ __all__ = [
     "Mul",
     "Neg",
     "NumbaLinker",
+    "OpFromGraph",
+    "Pad",
     "RandomType",
     "Reciprocal",
     "ReplaceValidate",
@@ -197,6 +212,7 @@ __all__ = [
     "expand_empty",
     "frozendict",
     "indices_from_subtensor",
+    "inline_ofg_node",
     "jax_dispatch",
     "last_fusions",
     "node_rewriter",

@@ -10,6 +10,7 @@ Lengths are a matter of their own (`lengths`).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,27 +18,43 @@ import numpy as np
 import pytensor.tensor as pt
 from pytensor.graph.basic import Constant
 
+from downhill_rms.compiling import jaxops
 from downhill_rms.compiling.internals import (
+    FIRST,
     CAReduce,
     Dot,
     Elemwise,
+    JAXLinker,
+    Mode,
     SequentialGraphRewriter,
     WalkingGraphRewriter,
-    jax_dispatch,
     node_rewriter,
     with_rewriters,
 )
-from downhill_rms.compiling.lengths import OfShapes, compute_lengths, slice_split, with_numpy
+from downhill_rms.compiling.jaxlinker import DonatingLinker, setting_kept
+from downhill_rms.compiling.lengths import OfShapes, compute_lengths, slice_split
 
 
 @cache
 def jax_mode(base: Any) -> Any:
-    """A JAX mode with these rewrites, inside scans too."""
-    jax_dispatch().register(OfShapes)(with_numpy)
-    rewriters = (slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant)
+    """A JAX mode with these rewrites, inside scans too, that computes updates in place.
+
+    A linker of another class than PyTensor's own is left as it is.
+    """
+    if type(base.linker) is JAXLinker:
+        base = Mode(DonatingLinker(), base.provided_optimizer)
+    donates = isinstance(base.linker, DonatingLinker)
+    with setting_kept() if donates else nullcontext():
+        jaxops.register()
+    rewriters = (
+        *(jaxops.inline_rest, jaxops.replace_convolution, jaxops.replace_product_without_zeros),
+        *(slice_split, compute_lengths, cast_reduction, cast_factors, keep_constant),
+    )
     # What is moved out of a scan is given to it, and no length that JAX knows any more. XLA moves
     # what it computes itself.
-    base = base.excluding("scan_push_out_non_seq")
+    # Branches that are compiled apart are given lengths as values; XLA compiles them together.
+    base = base.excluding("scan_push_out_non_seq", "lazy_ifelse")
+    base = base.register((WalkingGraphRewriter(jaxops.inline_graph), FIRST))
     return with_rewriters(base, SequentialGraphRewriter(*map(WalkingGraphRewriter, rewriters)))
 
 

@@ -16,9 +16,11 @@ from pytensor.graph.basic import Apply, Constant
 from pytensor.graph.op import HasInnerGraph, Op
 
 from downhill_rms.compiling.internals import (
+    Alloc,
     ARange,
     CAReduce,
     CheckAndRaise,
+    CumOp,
     DimShuffle,
     Elemwise,
     IncSubtensor,
@@ -38,8 +40,8 @@ from downhill_rms.compiling.internals import (
 
 # What arithmetic with lengths is made of.
 ARITHMETIC = (
-    *(CAReduce, CheckAndRaise, DimShuffle, Elemwise, IncSubtensor, Join, MakeVector),
-    *(ScalarFromTensor, ScalarOp, Subtensor, TensorFromScalar),
+    *(Alloc, ARange, CAReduce, CheckAndRaise, CumOp, DimShuffle, Elemwise, IncSubtensor, Join),
+    *(MakeVector, ScalarFromTensor, ScalarOp, Subtensor, TensorFromScalar),
 )
 
 # Which inputs of an operation say how long its result is, by the operation's name.
@@ -122,7 +124,7 @@ def slice_split(fgraph: Any, node: Any) -> list[Any] | None:
 @node_rewriter(None)  # type: ignore[untyped-decorator]
 def compute_lengths(fgraph: Any, node: Any) -> list[Any] | None:
     """Have NumPy compute the numbers that are made of shapes alone, and ranges of them."""
-    if len(node.outputs) != 1 or not isinstance(node.op, (*ARITHMETIC, ARange)):
+    if len(node.outputs) != 1 or not isinstance(node.op, ARITHMETIC):
         return None
     is_number = node.outputs[0].type.ndim == 0
     if not (is_number or isinstance(node.op, ARange)) or not all(map(is_of_shapes, node.inputs)):
@@ -131,14 +133,14 @@ def compute_lengths(fgraph: Any, node: Any) -> list[Any] | None:
 
 
 def is_of_shapes(variable: Any) -> bool:
-    """Whether a number or a vector is made of shapes and constants alone."""
+    """Whether numbers, in up to two dimensions, are made of shapes and constants alone."""
     seen, ahead = set(), [variable]
     while ahead:
         v = ahead.pop()
         if v in seen or isinstance(v, Constant):
             continue
         seen.add(v)
-        if v.owner is None or v.type.ndim > 1:
+        if v.owner is None or getattr(v.type, "ndim", 3) > 2:
             return False
         if not isinstance(v.owner.op, Shape | Shape_i | OfShapes):
             if not isinstance(v.owner.op, ARITHMETIC):

@@ -21,7 +21,7 @@ from pytensor.graph.traversal import ancestors
 from pytensor.scan.op import Scan
 
 from downhill_rms.compiling.machine import linkers
-from downhill_rms.compiling.modes import REWRITTEN, TIERED
+from downhill_rms.compiling.modes import REWRITTEN, TIERED, is_jax, works
 from downhill_rms.compiling.selfcheck import is_right
 
 
@@ -33,7 +33,7 @@ def prepare_scans(outputs: Sequence[Any], mode: Any = REWRITTEN) -> list[Any]:
     outputs : sequence of Variable
         Expressions that may share scans: a loss and its monitors.
     mode : str, Mode or None
-        What they are compiled in. Only the library's own Numba mode has this.
+        What they are compiled in. Only the library's own modes for Numba and JAX have this.
 
     Returns
     -------
@@ -42,7 +42,9 @@ def prepare_scans(outputs: Sequence[Any], mode: Any = REWRITTEN) -> list[Any]:
     """
     ours = mode in (REWRITTEN, TIERED) or (mode is None and "NumbaLinker" in linkers(None))
     scans = (v for v in ancestors(outputs) if v.owner and isinstance(v.owner.op, Scan))
-    if not ours or next(scans, None) is None or not _works():
+    if not (ours or is_jax(mode)) or next(scans, None) is None or not _works():
+        return list(outputs)
+    if not ours and not works("JAX"):
         return list(outputs)
     return _preparer()(outputs)  # type: ignore[no-any-return]
 

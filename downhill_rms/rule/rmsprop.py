@@ -118,6 +118,8 @@ def rmsprop_updates(
     gradients: Sequence[Any],
     hyperparameters: Hyperparameters,
     state: State,
+    *,
+    from_new_mean: bool = False,
 ) -> list[Update]:
     r"""Build the expressions of one RMSProp update.
 
@@ -131,7 +133,13 @@ def rmsprop_updates(
         s_t &= (1 - w)(s_{t-1} + w \delta^2) \\
         u &= \eta g / \sqrt{s_t + \epsilon}
 
-    and uncentered, with :math:`r_t` in place of :math:`s_t`:
+    or, from the new mean alone, which is the same number,
+
+    .. math::
+
+        s_t = (1 - w) s_{t-1} + \frac{w}{1 - w} (g - m_t)^2
+
+    for w < 1, and 0 for w = 1; and uncentered, with :math:`r_t` in place of :math:`s_t`:
 
     .. math::
 
@@ -166,6 +174,9 @@ def rmsprop_updates(
         The rule's choices; its numbers are put in force in ``state``.
     state : State
         Accumulators and numbers, extended as the rule needs.
+    from_new_mean : bool
+        Whether the variance is computed from :math:`m_t` instead of :math:`m_{t-1}`. A compiler
+        that makes one loop of an update can then overwrite the old mean; rounding differs.
 
     Returns
     -------
@@ -177,7 +188,8 @@ def rmsprop_updates(
     Centered form: A. Graves, "Generating Sequences With Recurrent Neural Networks",
     arXiv:1308.0850 (2013), eq. 38-40. The recurrence of the variance: D. H. D. West, "Updating
     mean and variance estimates", Communications of the ACM 22(9), 1979; it equals
-    :math:`E[g^2]_t - E[g]_t^2` and cannot cancel below 0. Uncentered form: T. Tieleman and
+    :math:`E[g^2]_t - E[g]_t^2` and cannot cancel below 0, in either form:
+    :math:`g - m_t = (1 - w) \delta`. Uncentered form: T. Tieleman and
     G. Hinton, "Lecture 6.5: rmsprop", Coursera, 2012. Momentum: I. Sutskever et al., "On the
     importance of initialization and momentum in deep learning", ICML 2013. Mean of the tail:
     B. T. Polyak and A. B. Juditsky, "Acceleration of stochastic approximation by averaging", SIAM
@@ -198,7 +210,9 @@ def rmsprop_updates(
     learning_rate = _learning_rate(hyperparameters, state)
     w = _ewma_weight(hyperparameters, state)
     for param, g in zip(params, gradients, strict=True):
-        updates += _update_parameter(param, g, learning_rate, w, hyperparameters, state)
+        updates += _update_parameter(
+            param, g, learning_rate, w, hyperparameters, state, from_new_mean
+        )
         if hyperparameters.average:
             _, param_t = updates[-1]
             updates.append(_update_average(param, param_t, hyperparameters, state))
@@ -271,6 +285,7 @@ def _update_parameter(
     w: Any,
     hyperparameters: Hyperparameters,
     state: State,
+    from_new_mean: bool,
 ) -> list[Update]:
     dtype = param.type.dtype
     g, learning_rate, w = (value.astype(dtype) for value in (g, learning_rate, w))
@@ -284,7 +299,12 @@ def _update_parameter(
         variance_tm1 = state.accumulator(param, "variance", start)
         delta = g - mean_tm1
         mean_t = mean_tm1 + w * delta
-        variance_t = (1 - w) * (variance_tm1 + w * pt.sqr(delta))
+        if from_new_mean:
+            # Bias correction's first w is 1; there s_t is 0, and w / (1 - w) is no number.
+            factor = pt.switch(w < 1, w / pt.maximum(1 - w, np.finfo(dtype).tiny), 0)
+            variance_t = (1 - w) * variance_tm1 + factor.astype(dtype) * pt.sqr(g - mean_t)
+        else:
+            variance_t = (1 - w) * (variance_tm1 + w * pt.sqr(delta))
         updates = [(mean_tm1, mean_t), (variance_tm1, variance_t)]
     else:
         mean_square_tm1 = state.accumulator(param, "mean_square", start)

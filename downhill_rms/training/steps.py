@@ -304,7 +304,13 @@ class Steps:
                 variable.set_value(value, borrow=True)
 
     def _rule(self, hyperparameters: Hyperparameters, state: State) -> list[Update]:
-        return rmsprop_updates(self.graph.params, self.gradients, hyperparameters, state)
+        return rmsprop_updates(
+            self.graph.params,
+            self.gradients,
+            hyperparameters,
+            state,
+            from_new_mean=is_jax(self.mode),  # XLA then computes an update in place
+        )
 
     def update_once(self, batch: Batch) -> list[Any]:
         """Make one update, however many a call makes; returns the outputs before it."""

@@ -336,9 +336,10 @@ def peak_memory(answers):
 
 ONE_CALL = ("ours", "torch", "optax", "ours:many", "optax:scan")
 WARM = ("ours", "torch", "optax")
+BOTH = ("ours", "torch", "ours:jax", "optax")
 ALONE = "update alone, {} million parameters"
 ONE_LAYER = (784, 1024, 10), 6400, 128, 50, WARM
-C = Network("784-256-10, batch 64", (784, 256, 10), 6400, 64, 200, WARM)
+C = Network("784-256-10, batch 64", (784, 256, 10), 6400, 64, 200, BOTH)
 E1, E50 = (
     UpdateAlone(ALONE.format(millions), 1, millions * 1_000_000, updates, WARM)
     for millions, updates in ((1, 100), (50, 8))
@@ -348,18 +349,18 @@ RUNGS = {
     "A": Network("5-feature regression, batch 10", (5, 1), 1500, 10, 1500, ONE_CALL),
     "B": Network("64-128-10, batch 32", (64, 128, 10), 1792, 32, 560, ONE_CALL),
     "C": C,
-    "D": Network("784-1024-1024-10, batch 128", (784, 1024, 1024, 10), 6400, 128, 50, WARM),
+    "D": Network("784-1024-1024-10, batch 128", (784, 1024, 1024, 10), 6400, 128, 50, BOTH),
     "D-relu": Network("784-1024-10, batch 128", *ONE_LAYER),
     "D-tanh": Network("784-1024-10, batch 128, tanh", *ONE_LAYER, activation="tanh"),
     "D-deep": Network("784-5 x 256-10, batch 64", (784, *(256,) * 5, 10), 6400, 64, 100, WARM),
     "D-wide": Network("784-4096-4096-10, batch 256", (784, 4096, 4096, 10), 6400, 256, 20, WARM),
     "E0.1": UpdateAlone(ALONE.format(0.1), 1, 100_000, 400, WARM),
     "E1": E1,
-    "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, WARM),
+    "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, BOTH),
     "E50": E50,
     "F40": UpdateAlone("1 million parameters in 40 arrays", 40, 25_000, 100, WARM),
     "F400": UpdateAlone("1 million in 400 arrays", 400, 2_500, 20, WARM),
-    "G": LanguageModel(20, WARM),
+    "G": LanguageModel(20, BOTH),
     "G-32": LanguageModel(200, WARM, units=32, batch=1, length=20),
     "G-512": LanguageModel(10, WARM, units=512, batch=16, length=20),
     "G-GRU": LanguageModel(20, WARM, "GRU"),

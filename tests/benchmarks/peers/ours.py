@@ -30,6 +30,7 @@ USAGES = {
     "tiered": ("tiered", 1),
     "plain": ("NUMBA", 1),
     "c": ("CVM", 1),
+    "jax": ("JAX", 1),
 }
 
 
@@ -139,14 +140,14 @@ OPERATIONS = {
 }
 
 
-def operation(rung):
+def operation(rung, usage=""):
     """A function compiled as a training step is."""
     arrays, integers = rung.arrays(), rung.integers()
     given = [pt.tensor(dtype="float32", shape=(None,) * array.ndim) for array in arrays]
     others = [pt.tensor(dtype="int32", shape=(None,) * array.ndim) for array in integers]
     total = pt.sqr(OPERATIONS[rung.name](*given, *others)).sum()
     outputs = [total, *pt.grad(total, given)]
-    mode = training_mode(REWRITTEN)
+    mode = training_mode(USAGES[usage][0] or REWRITTEN)
     function = pytensor.function([*given, *others], outputs, mode=mode, trust_input=True)
 
     def train(updates):

@@ -1,0 +1,91 @@
+"""How a JAX function is compiled and called: what an update assigns is computed in place.
+
+PyTensor's linker has XLA write every new value beside the old one. `DonatingLinker` hands the old
+ones over ("donates" them), so that the new ones may take their memory. An array that somebody else
+looks at through NumPy is copied by JAX instead; one that was read by ``get_value(borrow=True)`` is
+deleted with the next update, and says so when it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from downhill_rms.compiling.internals import DenseTensorType, JAXLinker
+
+
+class DonatingLinker(JAXLinker):  # type: ignore[misc]
+    """PyTensor's JAX linker, with donated buffers and 64-bit numbers.
+
+    A subclass changes how a function is compiled by `jit_options`.
+    """
+
+    def donated(self) -> list[int]:
+        """Which inputs an update assigns, other than generators and static arguments."""
+        assigned = set((self.fgraph.update_mapping or {}).values()) - set(self.scalar_shape_inputs)
+        inputs = self.fgraph.inputs
+        return sorted(i for i in assigned if isinstance(inputs[i].type, DenseTensorType))
+
+    def jit_options(self) -> dict[str, Any]:
+        """What ``jax.jit`` is given beside the function."""
+        static = tuple(self.scalar_shape_inputs)
+        return {"static_argnums": static, "donate_argnums": tuple(self.donated())}
+
+    def jit_compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile a function; the compiling itself takes place in its first call."""
+        import jax
+
+        jitted, static = jax.jit(fn, **self.jit_options()), frozenset(self.scalar_shape_inputs)
+        if not static:
+            return jitted
+
+        def call(*arguments: Any) -> Any:
+            return jitted(*(int(a) if i in static else a for i, a in enumerate(arguments)))
+
+        return call
+
+    def create_jitable_thunk(self, *arguments: Any, **keywords: Any) -> Any:
+        """Convert the graph, and have every call of it compute with 64-bit numbers.
+
+        A graph of single precision has lengths, labels and counts of 64 bits, too.
+        """
+        import jax
+
+        with jax.enable_x64(True):
+            thunks, nodes, jitted = super().create_jitable_thunk(*arguments, **keywords)
+        (inner,) = thunks
+
+        def thunk() -> Any:
+            with jax.enable_x64(True):
+                return inner()
+
+        thunk.inputs, thunk.outputs, thunk.lazy = inner.inputs, inner.outputs, False
+        return [thunk], nodes, jitted
+
+
+@contextmanager
+def setting_kept() -> Iterator[None]:
+    """Leave JAX's setting for 64-bit numbers as it is, which PyTensor sets for all of the process.
+
+    It does so when it is first told of JAX. Other code of the user's that computes by JAX would
+    compute in double precision from then on. The functions of a `DonatingLinker` need no setting.
+    """
+    import jax
+
+    before = jax.config.jax_enable_x64
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def set_precision(variables: Iterable[Any]) -> None:
+    """Set JAX to 64-bit numbers if some of these variables have double precision.
+
+    Their values are then JAX's arrays in the user's hands, whose own computations are to keep them.
+    """
+    import jax
+
+    if any(getattr(v.type, "dtype", None) in ("float64", "complex128") for v in variables):
+        jax.config.update("jax_enable_x64", True)
