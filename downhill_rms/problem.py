@@ -102,7 +102,8 @@ class Problem:
         mode : str or Mode, optional
             As for `Trainer`.
         **options
-            As for ``Trainer.minimize`` and `Problem.trainer`, before the problem's own options and hyperparameters.
+            As for ``Trainer.minimize`` and `Problem.trainer`, before the problem's own options and
+            hyperparameters.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Compiling for many devices: PyTensor's JAX linker, with arrays of a mesh."""
+"""Compiling for many devices: the library's JAX linker, with arrays of a mesh."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 from pytensor.compile.sharedvalue import SharedVariable
-from pytensor.link.jax.linker import JAXLinker
+
+from downhill_rms.compiling.jaxlinker import DonatingLinker
 
 if TYPE_CHECKING:
     from downhill_rms.parallel.placement import MeshPlacement
 
 
-class SpmdLinker(JAXLinker):  # type: ignore[misc]
+class SpmdLinker(DonatingLinker):
     """Functions whose state is laid out over a mesh, and whose other results are on every device.
 
     Parameters
@@ -40,11 +41,11 @@ class SpmdLinker(JAXLinker):  # type: ignore[misc]
         self._storages = super().create_thunk_inputs(storage_map)
         return self._storages
 
-    def jit_compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function on all devices."""
+    def jit_compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """Compile a function for all devices, with the flags of several processes beside it."""
         place, storages = self.placement, self._storages
-        static = set(self.scalar_shape_inputs)
-        updated = dict(self.fgraph.update_mapping)  # places of inputs by those of outputs
+        static, donated = self.scalar_shape_inputs, self.donated()
+        updated = dict(self.fgraph.update_mapping or {})  # places of inputs by those of outputs
         state = {
             index: place.copies if isinstance(values[0], dict) else place.of_state(values[0])
             for index, (variable, values) in enumerate(
@@ -52,23 +53,23 @@ class SpmdLinker(JAXLinker):  # type: ignore[misc]
             )
             if isinstance(variable, SharedVariable) and index not in static
         }
-        outputs = range(len(self.fgraph.outputs))
-        layout = tuple(state.get(updated.get(o, -1), place.copies) for o in outputs)
-        donated = sorted(set(updated.values()) - static)
+        places = range(len(self.fgraph.outputs))
+        layout = tuple(state.get(updated.get(output, -1), place.copies) for output in places)
+        computed = next((output for output in places if output not in updated), None)
         flags = place.flags if place.several else None
 
         if flags is None:
             jitted = jax.jit(
-                lambda *inputs: tuple(function(*inputs)),
+                lambda *inputs: tuple(fn(*inputs)),
                 out_shardings=layout,
-                static_argnums=tuple(static),
+                static_argnums=static,
                 donate_argnums=donated,
             )
         else:
             jitted = jax.jit(
-                lambda raised, *inputs: (tuple(function(*inputs)), raised.sum(axis=0)),
+                lambda raised, *inputs: (tuple(fn(*inputs)), raised.sum(axis=0)),
                 out_shardings=(layout, place.copies),
-                static_argnums=tuple(index + 1 for index in static),
+                static_argnums=[index + 1 for index in static],
                 donate_argnums=[index + 1 for index in donated],
             )
         known: dict[int, Any] = {}  # what is in place already
@@ -89,8 +90,8 @@ class SpmdLinker(JAXLinker):  # type: ignore[misc]
                 flags.incoming(sums)
             for output, index in updated.items():
                 known[index] = results[output]
-            if results:
-                place.called(results[0])
+            if computed is not None:
+                place.called(results[computed])
             return results
 
         call.jitted = jitted  # type: ignore[attr-defined]  # for who looks at what XLA has made

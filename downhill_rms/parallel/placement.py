@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pytensor.compile.mode import JAX, Mode
 from pytensor.tensor.random.type import RandomType
 
-from downhill_rms.compiling.internals import jax_dispatch
 from downhill_rms.data import Batch, BoundDataset, InputSpec, generator_state, set_generator_state
 from downhill_rms.parallel.agreement import AgreedCheckpoint, AgreedSignals, Flags
 from downhill_rms.parallel.linker import SpmdLinker
@@ -25,8 +24,6 @@ from downhill_rms.rule import warn
 from downhill_rms.saving import Checkpoint
 from downhill_rms.training import Placement
 from downhill_rms.training.signals import StopSignals
-
-jax_dispatch()  # it switches 64 bits on, which is to be before anything is placed
 
 IN_FLIGHT = 4  # calls that nobody has waited for: hundreds of them deadlock XLA's CPU devices
 
@@ -89,10 +86,11 @@ class MeshPlacement(Placement):
             if value.sharding == sharding:
                 return value
             value = np.asarray(value)
-        if not self.several:
-            return jax.device_put(value, sharding)
-        value = np.asarray(value)
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+        with jax.enable_x64(True):  # or numbers of 64 bits would be cut
+            if not self.several:
+                return jax.device_put(value, sharding)
+            value = np.asarray(value)
+            return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     def called(self, output: Any) -> None:
         """Take note of a call, and wait for an earlier one."""
@@ -151,14 +149,15 @@ class MeshPlacement(Placement):
         shardings = [
             self._divided(axis) if divided and array.ndim > axis else self.copies for array in own
         ]
-        if not self.several:
-            return list(jax.device_put(list(own), shardings))
-        return [
-            jax.make_array_from_process_local_data(sharding, array, _whole(array, samples, axis))
-            if sharding is not self.copies
-            else self.put(array, sharding)
-            for array, sharding in zip(own, shardings, strict=True)
-        ]
+        with jax.enable_x64(True):
+            if not self.several:
+                return list(jax.device_put(list(own), shardings))
+            pairs = zip(own, shardings, strict=True)
+            join = jax.make_array_from_process_local_data
+            return [
+                join(s, a, _whole(a, samples, axis)) if s is not self.copies else self.put(a, s)
+                for a, s in pairs
+            ]
 
     def batch(self, batch: Batch) -> Batch:
         """A minibatch that every process has as a whole, along its first axis."""
@@ -180,14 +179,16 @@ class MeshPlacement(Placement):
                 variable.set_value(generator, borrow=True)
             else:
                 value = np.asarray(variable.get_value(borrow=True))
-                same = np.asarray(multihost_utils.broadcast_one_to_all(value))
+                with jax.enable_x64(True):
+                    same = np.asarray(multihost_utils.broadcast_one_to_all(value))
                 variable.set_value(same.astype(value.dtype), borrow=True)
 
     def host(self, value: Any) -> Any:
         """The whole of an array in this process; every process asks at the same time."""
         if isinstance(value, jax.Array) and not value.is_fully_addressable:
             if not value.is_fully_replicated:
-                return multihost_utils.process_allgather(value, tiled=True)
+                with jax.enable_x64(True):
+                    return multihost_utils.process_allgather(value, tiled=True)
             return np.asarray(value)
         return value
 
