@@ -20,7 +20,7 @@ from typing import Any
 import click
 import numpy as np
 
-from downhill_rms.parallel import end_if_others_wait
+from downhill_rms.parallel import LostProcessesError, end_if_others_wait, exit_code
 from downhill_rms.rule import parse_schedule
 from downhill_rms.watching import History
 from downhill_rms.watching.figures import is_logarithmic
@@ -104,6 +104,14 @@ def _end_process(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+class Failed(click.ClickException):
+    """An error as one line, with the exit code of the program."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]
+
+
 class Commands(click.Group):
     """Commands that answer every error with one line, and Ctrl-C with exit code 130."""
 
@@ -131,13 +139,13 @@ class Commands(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            raise click.ClickException(one_line(error)) from error
+            raise Failed(one_line(error), exit_code(error)) from error
 
 
 def one_line(error: Exception) -> str:
     """An error as one line; those that no check of ours raised say what they are."""
     text = " ".join(str(error).split("\n\n")[0].split())
-    ours = isinstance(error, ValueError | TypeError | ImportError)
+    ours = isinstance(error, ValueError | TypeError | ImportError | LostProcessesError)
     if ours and text:
         return text
     return f"{type(error).__name__}: {text} (--debug shows where)"

@@ -10,7 +10,9 @@ made, and never with the package. Open ``mesh.py`` first.
 from downhill_rms.parallel.mesh import make_placement
 from downhill_rms.parallel.processes import (
     Failure,
+    LostProcessesError,
     end_if_others_wait,
+    exit_code,
     from_leader,
     initialize,
     is_one_of_several,
@@ -19,7 +21,9 @@ from downhill_rms.parallel.processes import (
 
 __all__ = [
     "Failure",
+    "LostProcessesError",
     "end_if_others_wait",
+    "exit_code",
     "from_leader",
     "initialize",
     "is_one_of_several",

@@ -19,7 +19,7 @@ from pytensor.tensor.random.type import RandomType
 from downhill_rms.data import Batch, BoundDataset, InputSpec, generator_state, set_generator_state
 from downhill_rms.parallel.agreement import AgreedCheckpoint, AgreedSignals, Flags
 from downhill_rms.parallel.linker import SpmdLinker
-from downhill_rms.parallel.processes import from_leader
+from downhill_rms.parallel.processes import LostProcessesError, from_leader
 from downhill_rms.rule import warn
 from downhill_rms.saving import Checkpoint
 from downhill_rms.training import Placement
@@ -233,13 +233,13 @@ class MeshPlacement(Placement):
 
         Raises
         ------
-        RuntimeError
+        LostProcessesError
             If the error is that others cannot be reached.
         """
         self._fallen_out = self.several
         if self.several and isinstance(error, jax.errors.JaxRuntimeError):
             fact = str(error).splitlines()[0]
-            raise RuntimeError(
+            raise LostProcessesError(
                 f"The processes could not go on together ({fact}): a run needs all of them, and "
                 "one has ended or cannot be reached. What was saved is whole: start all again, "
                 "with resume=True (--resume)."

@@ -24,7 +24,14 @@ import numpy as np
 
 HEARTBEAT = 10  # seconds without a word from a process after which the others end
 TOGETHER = 5.0  # seconds after one process's end in which the others end by themselves
+LOST = (
+    75  # the exit code of a process that has lost the others, as sysexits.h has it for "try again"
+)
 ATTEMPTS = 5  # another program may take a port between our finding it and using it
+
+
+class LostProcessesError(RuntimeError):
+    """Other processes have ended, or cannot be reached: what was to be done together is not."""
 
 
 def initialize(
@@ -65,7 +72,12 @@ def _print_and_end(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     traceback.print_exception(kind, error, trace)
-    end_at_once(1)
+    end_at_once(exit_code(error))
+
+
+def exit_code(error: BaseException) -> int:
+    """By which whoever started this process tells the one that failed from those that lost it."""
+    return LOST if isinstance(error, LostProcessesError) else 1
 
 
 def end_if_others_wait(code: int | None) -> None:
@@ -205,12 +217,13 @@ def _wait(started: Sequence[subprocess.Popen[Any]]) -> int | None:
                 if process.poll() is None:
                     process.kill()
         time.sleep(0.05)
-    if len({process.returncode for process in started}) == 1:
-        return None
     codes = [process.returncode for process in started]
-    if first is not None and codes[first] != 0:
+    if len(set(codes)) == 1 and codes[0] != LOST:
+        return None
+    blamed = [i for i, code in enumerate(codes) if code not in (0, LOST)]
+    if first in blamed:
         return first
-    return next(i for i, code in enumerate(codes) if code)
+    return next(iter([*blamed, *(i for i, code in enumerate(codes) if code)]))
 
 
 @contextlib.contextmanager

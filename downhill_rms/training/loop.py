@@ -217,7 +217,7 @@ class Loop:
                 lambda: self._save_last(run, reason),
                 lambda: self._put_back_best(run, reason),
                 lambda: self._let_go(run),
-                lambda: self._show(run),
+                lambda: self._show_last(run, reason),
                 run.progress.close,
                 signals.remove,
             )
@@ -242,6 +242,10 @@ class Loop:
         run.finished = best is not None or reason not in INTERRUPTIONS
         if best is not None:
             self.steps.put_back(best.params, best.assigned)
+
+    def _show_last(self, run: Run, reason: StopReason | None) -> None:
+        if reason is not StopReason.ERROR:  # what is to be shown may be what has failed
+            self._show(run)
 
     def _let_go(self, run: Run) -> None:
         if run.checkpoint is not None and run.holds_checkpoint:

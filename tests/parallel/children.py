@@ -36,9 +36,9 @@ def diverging(folder, process):
     import pytensor.tensor as pt
 
     x, w = pt.vector("x"), pytensor.shared(np.array(1.0), name="w")
-    loss = pt.sqr(w * x).mean() / (3 - w)
+    loss = pt.exp(pt.sqr(w * x)).mean()
     trainer = Trainer(loss, inputs=[x], devices="all")
-    trainer.minimize([np.ones(16)], batch_size=4, learning_rate=0.5, max_epochs=100)
+    trainer.minimize([np.ones(16)], batch_size=4, learning_rate=100, max_epochs=100)
     return {"reason": trainer.stop_reason, "updates": trainer.update_count}
 
 
@@ -54,7 +54,8 @@ def failing(folder, process):
         return features[:16], target[:16]
 
     checkpoint = Checkpoint(folder / "checkpoints", every_updates=4)
-    trainer.minimize(Dataset(batch, iteration_size=50), checkpoint=checkpoint, max_epochs=100)
+    valid = [features[:16], target[:16]]
+    trainer.minimize(Dataset(batch, iteration_size=50), valid, checkpoint=checkpoint, max_epochs=9)
     return {}
 
 
