@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from downhill_rms.compiling.internals import DenseTensorType, JAXLinker
+from downhill_rms.compiling.internals import (
+    Composite,
+    DenseTensorType,
+    Elemwise,
+    HasInnerGraph,
+    JAXLinker,
+    jax_dispatch,
+)
+from downhill_rms.compiling.lengths import nodes_of
+
+
+class UnknownOperationError(NotImplementedError):
+    """There is an operation that PyTensor cannot tell JAX of."""
 
 
 class DonatingLinker(JAXLinker):  # type: ignore[misc]
@@ -31,6 +43,21 @@ class DonatingLinker(JAXLinker):  # type: ignore[misc]
         """What ``jax.jit`` is given beside the function."""
         static = tuple(self.scalar_shape_inputs)
         return {"static_argnums": static, "donate_argnums": tuple(self.donated())}
+
+    def fgraph_convert(self, fgraph: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Make a function of the graph for JAX to compile.
+
+        Raises
+        ------
+        UnknownOperationError
+            If an operation cannot be told; the text names it.
+        """
+        try:
+            return super().fgraph_convert(fgraph, *arguments, **keywords)
+        except (NotImplementedError, AttributeError) as error:
+            if name := unknown_operation(fgraph.outputs):
+                raise UnknownOperationError(name) from error
+            raise
 
     def jit_compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile a function; the compiling itself takes place in its first call."""
@@ -62,6 +89,23 @@ class DonatingLinker(JAXLinker):  # type: ignore[misc]
 
         thunk.inputs, thunk.outputs, thunk.lazy = inner.inputs, inner.outputs, False
         return [thunk], nodes, jitted
+
+
+def unknown_operation(outputs: Iterable[Any]) -> str | None:
+    """The name of an operation behind some variables that PyTensor cannot tell JAX of, if any."""
+    for node in nodes_of(list(outputs)):
+        scalar_op = node.op.scalar_op if isinstance(node.op, Elemwise) else None
+        parts = scalar_op.fgraph.apply_nodes if isinstance(scalar_op, Composite) else [node]
+        for part in parts:
+            if isinstance(part.op, HasInnerGraph):  # whose operations are among the nodes
+                continue
+            try:
+                jax_dispatch()(part.op, node=part, storage_map={})
+            except (NotImplementedError, AttributeError):
+                return str(getattr(part.op, "scalar_op", part.op))
+            except Exception:  # what is wrong here is no lack of an operation
+                continue
+    return None
 
 
 @contextmanager
