@@ -7,7 +7,6 @@ import pytensor
 import pytensor.tensor as pt
 import pytest
 from pytensor.compile.builders import OpFromGraph
-from pytensor.ifelse import ifelse
 from pytensor.tensor.signal import convolve1d, convolve2d
 from pytensor.tensor.special import log_softmax
 
@@ -16,6 +15,11 @@ from downhill_rms.command.demos import DEMOS, run_demo
 from examples import convnet, text, transformer
 from tests.benchmarks.peers import ours
 from tests.benchmarks.rungs import DEPTH, OPERATIONS, RUNGS
+
+try:
+    from pytensor.conditional.op import ifelse
+except ImportError:  # before PyTensor 3.3
+    from pytensor.ifelse import ifelse
 
 pytest.importorskip("jax")
 # PyTensor tells which run-time checks JAX drops, and that JAX copies generators.
