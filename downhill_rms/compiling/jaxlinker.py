@@ -83,10 +83,11 @@ class DonatingLinker(JAXLinker):  # type: ignore[misc]
             thunks, nodes, jitted = super().create_jitable_thunk(*arguments, **keywords)
         (inner,) = thunks
 
-        def thunk() -> Any:
+        def call() -> Any:
             with jax.enable_x64(True):
                 return inner()
 
+        thunk: Any = call
         thunk.inputs, thunk.outputs, thunk.lazy = inner.inputs, inner.outputs, False
         return [thunk], nodes, jitted
 
@@ -115,13 +116,11 @@ def setting_kept() -> Iterator[None]:
     It does so when it is first told of JAX. Other code of the user's that computes by JAX would
     compute in double precision from then on. The functions of a `DonatingLinker` need no setting.
     """
-    import jax
-
-    before = jax.config.jax_enable_x64
+    before = _config().jax_enable_x64
     try:
         yield
     finally:
-        jax.config.update("jax_enable_x64", before)
+        _config().update("jax_enable_x64", before)
 
 
 def set_precision(variables: Iterable[Any]) -> None:
@@ -129,7 +128,11 @@ def set_precision(variables: Iterable[Any]) -> None:
 
     Their values are then JAX's arrays in the user's hands, whose own computations are to keep them.
     """
-    import jax
-
     if any(getattr(v.type, "dtype", None) in ("float64", "complex128") for v in variables):
-        jax.config.update("jax_enable_x64", True)
+        _config().update("jax_enable_x64", True)
+
+
+def _config() -> Any:
+    import jax  # by nobody who has not chosen JAX mode
+
+    return jax.config
