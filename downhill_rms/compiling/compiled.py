@@ -86,7 +86,7 @@ class CompiledFunction:
             result = self._build_and_call(batch)
         except Exception as error:
             if is_jax(self.mode):
-                self._explain_lengths(error)
+                self._explain(error)
             raise
         log.info("compiled the %s in %.1f s", self.name, time.perf_counter() - started)
         return result
@@ -107,9 +107,12 @@ class CompiledFunction:
         self.function = function
         return result
 
-    def _explain_lengths(self, error: Exception) -> None:
-        """Raise what JAX says of lengths in the user's words."""
-        from downhill_rms.compiling.lengths import unknown_length  # it stands on internals
+    def _explain(self, error: Exception) -> None:
+        """Raise what JAX refuses in the user's words."""
+        from downhill_rms.compiling.jaxlinker import (
+            UnknownOperationError,  # they stand on internals
+        )
+        from downhill_rms.compiling.lengths import unknown_length
 
         if fact := unknown_length([*self.outputs, *(new for _, new in self.updates)]):
             raise ValueError(
@@ -117,6 +120,12 @@ class CompiledFunction:
                 "are made of constants and shapes. Keep the length and give what is left out no "
                 "weight, as in pt.where(mask, errors, 0).sum() / mask.sum(), or choose another "
                 "mode, as Trainer(..., mode='NUMBA')."
+            ) from error
+        if isinstance(error, UnknownOperationError):
+            raise ValueError(
+                f"JAX cannot compile the {self.name}: PyTensor has no JAX code for {error}. JAX "
+                "compiles a graph whose operations have some, all of them. Write it by other "
+                "operations, or choose another mode, as Trainer(..., mode='NUMBA')."
             ) from error
 
     @quick_building()

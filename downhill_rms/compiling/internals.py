@@ -44,6 +44,7 @@ from pytensor.gradient import disconnected_type
 from pytensor.graph.destroyhandler import DestroyHandler
 from pytensor.graph.features import AlreadyThere, FullHistory, ReplaceValidate
 from pytensor.graph.fg import AbstractFunctionGraph
+from pytensor.graph.op import HasInnerGraph
 from pytensor.graph.rewriting.basic import (
     GraphRewriter,
     MergeOptimizer,
@@ -156,6 +157,7 @@ __all__ = [
     "FactState",
     "FullHistory",
     "GraphRewriter",
+    "HasInnerGraph",
     "Identity",
     "IncSubtensor",
     "InconsistencyError",

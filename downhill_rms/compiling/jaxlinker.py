@@ -12,7 +12,19 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from downhill_rms.compiling.internals import DenseTensorType, JAXLinker
+from downhill_rms.compiling.internals import (
+    Composite,
+    DenseTensorType,
+    Elemwise,
+    HasInnerGraph,
+    JAXLinker,
+    jax_dispatch,
+)
+from downhill_rms.compiling.lengths import nodes_of
+
+
+class UnknownOperationError(NotImplementedError):
+    """There is an operation that PyTensor cannot tell JAX of."""
 
 
 class DonatingLinker(JAXLinker):  # type: ignore[misc]
@@ -31,6 +43,21 @@ class DonatingLinker(JAXLinker):  # type: ignore[misc]
         """What ``jax.jit`` is given beside the function."""
         static = tuple(self.scalar_shape_inputs)
         return {"static_argnums": static, "donate_argnums": tuple(self.donated())}
+
+    def fgraph_convert(self, fgraph: Any, *arguments: Any, **keywords: Any) -> Any:
+        """Make a function of the graph for JAX to compile.
+
+        Raises
+        ------
+        UnknownOperationError
+            If an operation cannot be told; the text names it.
+        """
+        try:
+            return super().fgraph_convert(fgraph, *arguments, **keywords)
+        except (NotImplementedError, AttributeError) as error:
+            if name := unknown_operation(fgraph.outputs):
+                raise UnknownOperationError(name) from error
+            raise
 
     def jit_compile(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """Compile a function; the compiling itself takes place in its first call."""
@@ -56,12 +83,30 @@ class DonatingLinker(JAXLinker):  # type: ignore[misc]
             thunks, nodes, jitted = super().create_jitable_thunk(*arguments, **keywords)
         (inner,) = thunks
 
-        def thunk() -> Any:
+        def call() -> Any:
             with jax.enable_x64(True):
                 return inner()
 
+        thunk: Any = call
         thunk.inputs, thunk.outputs, thunk.lazy = inner.inputs, inner.outputs, False
         return [thunk], nodes, jitted
+
+
+def unknown_operation(outputs: Iterable[Any]) -> str | None:
+    """The name of an operation behind some variables that PyTensor cannot tell JAX of, if any."""
+    for node in nodes_of(list(outputs)):
+        scalar_op = node.op.scalar_op if isinstance(node.op, Elemwise) else None
+        parts = scalar_op.fgraph.apply_nodes if isinstance(scalar_op, Composite) else [node]
+        for part in parts:
+            if isinstance(part.op, HasInnerGraph):  # whose operations are among the nodes
+                continue
+            try:
+                jax_dispatch()(part.op, node=part, storage_map={})
+            except (NotImplementedError, AttributeError):
+                return str(getattr(part.op, "scalar_op", part.op))
+            except Exception:  # what is wrong here is no lack of an operation
+                continue
+    return None
 
 
 @contextmanager
@@ -71,13 +116,11 @@ def setting_kept() -> Iterator[None]:
     It does so when it is first told of JAX. Other code of the user's that computes by JAX would
     compute in double precision from then on. The functions of a `DonatingLinker` need no setting.
     """
-    import jax
-
-    before = jax.config.jax_enable_x64
+    before = _config().jax_enable_x64
     try:
         yield
     finally:
-        jax.config.update("jax_enable_x64", before)
+        _config().update("jax_enable_x64", before)
 
 
 def set_precision(variables: Iterable[Any]) -> None:
@@ -85,7 +128,11 @@ def set_precision(variables: Iterable[Any]) -> None:
 
     Their values are then JAX's arrays in the user's hands, whose own computations are to keep them.
     """
-    import jax
-
     if any(getattr(v.type, "dtype", None) in ("float64", "complex128") for v in variables):
-        jax.config.update("jax_enable_x64", True)
+        _config().update("jax_enable_x64", True)
+
+
+def _config() -> Any:
+    import jax  # by nobody who has not chosen JAX mode
+
+    return jax.config

@@ -69,7 +69,7 @@ def _convolution(op: Any, node: Any, **kwargs: Any) -> Any:
     signature = "({}),({})->({})".format(*lengths)
 
     def compute(x: Any, kernel: Any, is_full: Any) -> Any:
-        mode = "full" if is_full else "valid"
+        mode: Any = "full" if is_full else "valid"
         return jnp.vectorize(lambda a, b: convolve(a, b, mode), signature=signature)(x, kernel)
 
     return compute

@@ -159,7 +159,7 @@ def _by_numpy(variable: Any) -> Any:
 
 def unknown_length(outputs: Sequence[Any]) -> str | None:
     """Which operation of a graph JAX cannot compile since values decide how long its result is."""
-    for node in _nodes(outputs):
+    for node in nodes_of(outputs):
         if lengths := list(_values_that_are_lengths(node)):
             names = dict.fromkeys(repr(v.name) for v in _sources(lengths) if v.name)
             of = f"the values of {', '.join(names)}" if names else "values that are computed"
@@ -167,7 +167,7 @@ def unknown_length(outputs: Sequence[Any]) -> str | None:
     return None
 
 
-def _nodes(outputs: Sequence[Any]) -> Iterator[Any]:
+def nodes_of(outputs: Sequence[Any]) -> Iterator[Any]:
     """Every operation, those inside scans and other inner graphs too, the first ones last."""
     seen, ahead = set(), [v.owner for v in outputs]
     while ahead:

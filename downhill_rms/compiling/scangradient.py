@@ -25,6 +25,7 @@ from downhill_rms.compiling.internals import (
     DimShuffle,
     Dot,
     Elemwise,
+    ScalarFromTensor,
     Scan,
     Shape,
     Shape_i,
@@ -49,7 +50,7 @@ from downhill_rms.compiling.scans import (
 
 # What is computed again rather than kept: it takes no longer than to read its result.
 CHEAP = (*internals.QUICK, internals.TrueDiv, internals.Reciprocal)
-VIEWS = (DimShuffle, SpecifyShape, Subtensor, Shape, Shape_i)
+VIEWS = (DimShuffle, ScalarFromTensor, SpecifyShape, Subtensor, Shape, Shape_i)
 
 Term = Callable[[], Any]  # gives an expression once the loop is built
 

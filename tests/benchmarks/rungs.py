@@ -356,7 +356,7 @@ RUNGS = {
     "D-wide": Network("784-4096-4096-10, batch 256", (784, 4096, 4096, 10), 6400, 256, 20, WARM),
     "E0.1": UpdateAlone(ALONE.format(0.1), 1, 100_000, 400, WARM),
     "E1": E1,
-    "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, BOTH),
+    "E10": UpdateAlone(ALONE.format(10), 1, 10_000_000, 24, (*BOTH, "optax:numpy")),
     "E50": E50,
     "F40": UpdateAlone("1 million parameters in 40 arrays", 40, 25_000, 100, WARM),
     "F400": UpdateAlone("1 million in 400 arrays", 400, 2_500, 20, WARM),

@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytensor
+import pytensor.sparse
 import pytensor.tensor as pt
 import pytest
+from pytensor.compile.builders import OpFromGraph
 from pytensor.compile.mode import get_mode
 from pytensor.graph.basic import Apply
 from pytensor.graph.op import Op
 from pytensor.scan.utils import until
+from pytensor.tensor.fft import rfft
+from scipy.sparse import csr_matrix
 
 from downhill_rms import Trainer
 from downhill_rms.compiling.modes import training_mode
@@ -178,5 +182,43 @@ def test_what_jax_refuses_for_another_reason_is_not_taken_for_a_length():
     x = pt.matrix("x")
     half = (x @ pytensor.shared(np.ones((3, 3)), name="w"))[: x.shape[0] // 2]
     trainer = Trainer(pt.sqr(half).mean() + Unknown()(half), inputs=[x], mode="JAX")
-    with pytest.raises(NotImplementedError, match="Unknown"):
+    with pytest.raises(ValueError, match="no JAX code for Unknown.* another mode"):
         trainer.step([X])
+
+
+def in_a_scan(x, w):
+    return scan(w, x, lambda row, state, w: pt.tanh(row + state @ w) + Unknown()(state[None, :]))
+
+
+# What PyTensor has no JAX code for, and its name.
+REFUSED = {
+    "in a scan": (lambda x, w: in_a_scan(x, w), "Unknown"),
+    "in a graph in an operation": (
+        lambda x, w: OpFromGraph([a := pt.dmatrix()], [a * Unknown()(a)])(x @ w),
+        "Unknown",
+    ),
+    "a Fourier transform": (lambda x, w: rfft(x @ w), "RFFTOp"),
+    "elementwise": (lambda x, w: pt.kv(1.5, pt.exp(x @ w)), "kve?"),
+    "elementwise, fused": (lambda x, w: pt.tanh(2 * pt.kv(1.5, pt.exp(x)) @ w), "kve?"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_jax_code_is_named(name):
+    pytest.importorskip("jax")
+    x = pt.matrix("x")
+    w = pytensor.shared(np.ones((3, 3)), name="w")
+    graph, told = REFUSED[name]
+    trainer = Trainer(pt.sqr(graph(x, w)).mean(), inputs=[x], params=[w], mode="JAX")
+    with pytest.raises(ValueError, match=f"no JAX code for {told}.* another mode"):
+        trainer.evaluate([X])
+
+
+def test_sparse_products_are_named():
+    pytest.importorskip("jax")
+    x = pytensor.sparse.csr_dmatrix("x")
+    w = pytensor.shared(np.ones((3, 1)), name="w")
+    loss = pt.sqr(pytensor.sparse.structured_dot(x, w)).mean()
+    trainer = Trainer(loss, inputs=[x], mode="JAX")
+    with pytest.raises(ValueError, match="no JAX code for StructuredDot.* another mode"):
+        trainer.evaluate(csr_matrix(X))

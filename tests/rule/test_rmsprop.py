@@ -22,6 +22,9 @@ GRID = [
     )
 ]
 
+# The two forms of the variance.
+forms = pytest.mark.parametrize("from_new_mean", [False, True], ids=["old mean", "new mean"])
+
 GRID += [
     {"max_update": 0.004, "centered": centered, **mom, **wd}
     for centered, mom, wd in itertools.product([True, False], MOMENTA, DECAYS)
@@ -43,13 +46,16 @@ def make_gradients(seed=0):
 class Ours:
     """Two parameters and the compiled rule, fed with gradients."""
 
-    def __init__(self, values, dtype, mode, **options):
+    def __init__(self, values, dtype, mode, from_new_mean=False, **options):
         self.params = [
             pytensor.shared(v.astype(dtype), name=n) for n, v in zip("ab", values, strict=True)
         ]
         self.state = State(self.params, ["a", "b"])
         gradients = [p.type() for p in self.params]
-        updates = rmsprop_updates(self.params, gradients, Hyperparameters(**options), self.state)
+        hyperparameters = Hyperparameters(**options)
+        updates = rmsprop_updates(
+            self.params, gradients, hyperparameters, self.state, from_new_mean=from_new_mean
+        )
         self.function = pytensor.function(gradients, [], updates=updates, mode=mode)
         self.dtype = dtype
 
@@ -65,19 +71,30 @@ def start():
 
 @pytest.mark.parametrize("options", GRID, ids=describe)
 def test_every_combination_follows_the_oracle_for_50_updates(options, mode):
+    follow_the_oracle(options, mode)
+
+
+@pytest.mark.parametrize("options", [o for o in GRID if o["centered"]][::5], ids=describe)
+def test_the_variance_from_the_new_mean_follows_the_oracle(options, mode):
+    follow_the_oracle(options, mode, from_new_mean=True)
+
+
+def follow_the_oracle(options, mode, from_new_mean=False):
     options = {"learning_rate": 0.01, "rms_halflife": 5.0, "rms_regularizer": 1e-4, **options}
-    ours = Ours(start(), "float64", mode, **options)
+    ours = Ours(start(), "float64", mode, from_new_mean, **options)
     oracle = Oracle(start(), **options)
     for gradients in make_gradients():
         for got, expected in zip(ours.update(gradients), oracle.update(gradients), strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-14)
 
 
+@forms
 @pytest.mark.parametrize("options", GRID[::5], ids=describe)
-def test_float32_follows_the_oracle(options, mode):
+def test_float32_follows_the_oracle(options, mode, from_new_mean):
     options = {"learning_rate": 0.01, "rms_halflife": 5.0, "rms_regularizer": 1e-2, **options}
     values = [v.astype("float32") for v in start()]
-    ours, oracle = Ours(values, "float32", mode, **options), Oracle(values, **options)
+    ours = Ours(values, "float32", mode, from_new_mean, **options)
+    oracle = Oracle(values, **options)
     for gradients in make_gradients():
         gradients = [g.astype("float32") for g in gradients]
         for got, expected in zip(ours.update(gradients), oracle.update(gradients), strict=True):
@@ -85,10 +102,11 @@ def test_float32_follows_the_oracle(options, mode):
             np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_variance_is_the_difference_of_the_two_averages(mode):
+@forms
+def test_variance_is_the_difference_of_the_two_averages(mode, from_new_mean):
     """The recurrence equals E[g^2] - E[g]^2 with the textbook's separate averages."""
     gamma = 0.9
-    ours = Ours(start(), "float64", mode, decay=gamma)
+    ours = Ours(start(), "float64", mode, from_new_mean, decay=gamma)
     mean = [np.zeros((3, 2)), np.zeros(4)]
     square = [np.zeros((3, 2)), np.zeros(4)]
     for gradients in make_gradients():
@@ -100,16 +118,29 @@ def test_variance_is_the_difference_of_the_two_averages(mode):
         np.testing.assert_allclose(variance, s - m**2, rtol=1e-10)
 
 
+@forms
 @pytest.mark.parametrize("magnitude", [1e-3, 1.0, 3.7, 1e2, 1e4, 1e6])
-def test_float32_constant_gradients_never_cancel(magnitude, mode):
+def test_float32_constant_gradients_never_cancel(magnitude, mode, from_new_mean):
     """torch 2.13 and optax 0.2.8 give NaN here after about 260 updates."""
-    ours = Ours(start(), "float32", mode, learning_rate=1e-6, rms_regularizer=1e-8)
+    options = {"learning_rate": 1e-6, "rms_regularizer": 1e-8}
+    ours = Ours(start(), "float32", mode, from_new_mean, **options)
     gradients = [np.full((3, 2), magnitude), np.full(4, -magnitude)]
     variances = [ours.state.accumulators[f"{n}_variance"] for n in "ab"]
     for _ in range(5000):
         ours.update(gradients)
         assert all((v.get_value(borrow=True) >= 0).all() for v in variances)
     assert all(np.isfinite(p.get_value()).all() for p in ours.params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_first_corrected_variance_is_zero_in_either_form(dtype, mode):
+    """There w is 1, and w / (1 - w) is no number."""
+    gradients = [np.full((3, 2), 1e3), np.full(4, 0.1)]
+    for from_new_mean in (False, True):
+        ours = Ours(start(), dtype, mode, from_new_mean, bias_correction=True, decay=0.9)
+        ours.update(gradients)
+        variances = [ours.state.accumulators[f"{n}_variance"].get_value() for n in "ab"]
+        assert not any(v.any() for v in variances)
 
 
 def test_max_update_bounds_the_large_steps_of_constant_gradients(mode):
@@ -170,10 +201,12 @@ def test_updates_keep_each_parameters_dtype_in_a_mixed_model(mode):
     assert a.get_value().dtype == "float32"
 
 
-def test_initial_accumulator(mode):
+@forms
+def test_initial_accumulator(mode, from_new_mean):
     for centered in (True, False):
         options = {"initial_accumulator": 2.0, "centered": centered, "learning_rate": 0.1}
-        ours, oracle = Ours(start(), "float64", mode, **options), Oracle(start(), **options)
+        ours = Ours(start(), "float64", mode, from_new_mean, **options)
+        oracle = Oracle(start(), **options)
         for gradients in make_gradients():
             got, expected = ours.update(gradients), oracle.update(gradients)
         np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)

@@ -113,8 +113,8 @@ def network(rung, usage=""):
     return train
 
 
-def update_alone(rung):
-    """Jitted updates with given gradients."""
+def update_alone(rung, usage=""):
+    """Jitted updates with given gradients, on the device or, as ``numpy``, given to each call."""
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def update(params, state, gradients):
@@ -123,7 +123,7 @@ def update_alone(rung):
 
     params = [jnp.zeros(rung.size) for _ in range(rung.arrays)]
     held = [params, OPTIMISER.init(params)]
-    gradients = [jnp.asarray(values) for values in rung.gradients]
+    gradients = rung.gradients if usage == "numpy" else list(map(jnp.asarray, rung.gradients))
 
     def train(updates):
         for index in range(updates):
