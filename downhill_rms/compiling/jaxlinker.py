@@ -63,7 +63,8 @@ class DonatingLinker(JAXLinker):  # type: ignore[misc]
         """Compile a function; the compiling itself takes place in its first call."""
         import jax
 
-        jitted, static = jax.jit(fn, **self.jit_options()), frozenset(self.scalar_shape_inputs)
+        jitted: Callable[..., Any] = jax.jit(fn, **self.jit_options())
+        static = frozenset(self.scalar_shape_inputs)
         if not static:
             return jitted
 
