@@ -7,6 +7,7 @@ import copy
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby, islice
 from numbers import Number
 from typing import Any, Protocol
@@ -368,27 +369,30 @@ class BoundDataset:
     def _take(
         self, source: ArraySource, selections: Iterable[Selection]
     ) -> Iterator[tuple[Batch, int]]:
+        take = source.take if self.feed is None else partial(self._take_own, self.feed, source)
         for number, selection in enumerate(selections):
             if isinstance(selection, slice):
                 samples = selection.stop - selection.start
             else:
                 samples = len(selection)
-            batch = self._own(source, selection, samples)
+            batch = take(selection)
             if self.look is not None:
                 self.look(batch, number, selection)
             yield batch, samples
 
-    def _own(self, source: ArraySource, selection: Any, samples: int) -> Batch:
+    def _take_own(self, feed: Feed, source: ArraySource, selection: Any) -> Batch:
         """What this process reads of samples that are one minibatch, or several together."""
         assert self.sampler is not None
+        is_slice = isinstance(selection, slice)
+        samples = selection.stop - selection.start if is_slice else len(selection)
         size = min(self.sampler.batch_size, samples)
-        rows = slice(0, size) if self.feed is None else self.feed.rows(size)
+        rows = feed.rows(size)
         if rows.stop - rows.start == size:
             return source.take(selection)
         if size == samples and isinstance(selection, Rows):
             selection = selection.part(rows)
             return source.take(selection)
-        if size == samples and isinstance(selection, slice):
+        if size == samples and is_slice:
             first = selection.start
             return source.take(slice(first + rows.start, first + rows.stop))
         mine = np.arange(samples).reshape(-1, size)[:, rows].ravel()
@@ -396,9 +400,7 @@ class BoundDataset:
             before = (slice(None),) * self.axis
             batch = source.take(selection)  # type: ignore[arg-type]
             return [a[(*before, mine)] if a.ndim > self.axis else a for a in batch]
-        if isinstance(selection, slice):
-            return source.take(mine + selection.start)
-        return source.take(selection[mine])
+        return source.take(mine + selection.start if is_slice else selection[mine])
 
     def _take_epoch(
         self, source: ArraySource, sampler: Sampler, together: int, limit: float
