@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from os.path import realpath
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -56,6 +56,9 @@ from downhill_rms.watching import (
     open_progress,
     watched,
 )
+
+if TYPE_CHECKING:
+    from downhill_rms.sweeping import Sweep
 
 
 class Trainer:
@@ -563,6 +566,14 @@ class Trainer:
         if not self.history:  # interrupted in the first epoch
             return {}, {}
         return self.history[-1].train, self.history[-1].valid
+
+    def sweep(self, train: Any = None, valid: Any = None, **options: Any) -> Sweep:
+        """Train with many settings.
+
+        """
+        from downhill_rms.sweeping import sweep  # it stands on this module
+
+        return sweep(self, train, valid, **options)
 
     def set_params(self, targets: str | Sequence[Any] | Mapping[str, Any] = "best") -> None:
         """Set the parameters.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,6 +150,17 @@ class Steps:
         self.inspection = Inspection.of_graph(graph, self.outputs, self.gradients)
         self.specs = self.inspection.specs
         self._look = BatchInspection(self.inspection, "the batch")
+
+    def afresh(self) -> Steps:
+        """The same loss with accumulators, counts and updates of its own, as though never trained.
+
+        The values of all other variables, and the evaluation, are those of both.
+        """
+        steps = copy.copy(self)
+        steps.state = State(self.graph.params, self.graph.param_names)
+        steps._updates, steps._update = {}, None
+        steps.update_count, steps.updates_per_call = 0, 1
+        return steps
 
     def bind(
         self, dataset: Dataset, *, train: bool = False, finite: bool = False, epoch: int = 0
