@@ -13,6 +13,7 @@ import numpy as np
 
 from downhill_rms.data import generator_state, set_generator_state
 from downhill_rms.rule import check_path
+from downhill_rms.saving import Checkpoint
 from downhill_rms.sweeping.members import as_json, same_json
 from downhill_rms.sweeping.ranges import Range, Settings, as_values, is_tried
 from downhill_rms.watching import RunDirectory
@@ -146,6 +147,12 @@ class Manifest:
                 "Give another."
             ) from error
 
+    def note(self, name: str, value: Any) -> None:
+        """Write something else down."""
+        if self.content.get(name) != value:
+            self.content[name] = value
+            self._write()
+
     def halve(self, epoch: int, names: Sequence[str]) -> None:
         """Write down which runs leave at an epoch."""
         self.content["halved"].append([epoch, list(names)])
@@ -162,3 +169,32 @@ class Manifest:
         temporary = self.file.with_name(".sweep.json.tmp")
         temporary.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.file)
+
+
+def align(paths: Sequence[Path]) -> None:
+    """Put runs that go together back to the latest update of which all have a state.
+
+    A run that ended before has its end for that. What is newer is removed: it comes again, bit for
+    bit.
+    """
+    checkpoints = [Checkpoint(RunDirectory(path).checkpoints_path) for path in paths]
+    steps = [{_update_of(path): path for path in c.steps()} for c in checkpoints]
+    ended = [bool(RunDirectory(path).read_result()) for path in paths]
+
+    def fits(update: int) -> bool:
+        return all(
+            update in found or (over and found and max(found) <= update)
+            for found, over in zip(steps, ended, strict=True)
+        )
+
+    common = max((u for u in set().union(*steps) if fits(u)), default=-1)
+    for found, path in zip(steps, paths, strict=True):
+        newer = [file for update, file in found.items() if update > common]
+        for file in newer:
+            file.unlink()
+        if newer:  # its end is yet to come
+            RunDirectory(path).result_path.unlink(missing_ok=True)
+
+
+def _update_of(path: Path) -> int:
+    return int(path.stem.partition("-")[2])

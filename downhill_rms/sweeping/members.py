@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pytensor.tensor.random.type import RandomType
 
+from downhill_rms.compiling import is_jax
 from downhill_rms.rule import STARTED, Hyperparameters
 from downhill_rms.saving import Checkpoint, read_checkpoint
 from downhill_rms.sweeping.ranges import Settings, Start
@@ -113,7 +114,7 @@ class Member:
         """
         steps = self.steps
         for variable, value in held.items():
-            variable.container.storage[0] = _copied(value)
+            variable.container.storage[0] = copied(value)
         if self.seed is not None:
             kinds = enumerate(steps.generators.items())
             generators = {n: seeded(v, self.seed, index) for index, (n, v) in kinds}
@@ -142,13 +143,16 @@ class Member:
         """Have the variables hold this run's values."""
         for variable, value in self.values.items():
             variable.container.storage[0] = value
-        if self.keys.get("update"):
-            self.steps.set_generator_keys(self.keys)
+        steps = self.steps
+        if steps.generators and steps._update is not None and is_jax(steps.mode):
+            generators = {v: v.container.storage[0] for v in steps.generators.values()}
+            keys = self.keys.get("update") or steps._update.first_keys(generators)
+            steps.set_generator_keys({"update": keys})
 
     def take(self) -> None:
         """Take note of the values that the variables have now."""
         self.values = {v: v.container.storage[0] for v in self.variables()}
-        if self.steps.generators:  # those that JAX keeps for itself
+        if self.steps.generators and is_jax(self.steps.mode):  # which keeps them for itself
             self.keys = self.steps.generator_keys()
 
     def turn(self) -> bool:
@@ -221,7 +225,7 @@ class Member:
         self.loop.stop_reason = reason
 
 
-def _copied(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """The same in memory of its own, laid out as the compiled functions have it."""
     if isinstance(value, np.ndarray):
         return np.array(value, order="C")

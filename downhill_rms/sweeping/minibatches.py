@@ -11,6 +11,8 @@ import numpy as np
 
 from downhill_rms.data import ArraySource, Batch, BoundDataset, Dataset, InputSpec
 
+STACK = 1 << 25  # bytes of minibatches that are handed over together, at most
+LONGEST = 1 << 12  # of them
 KEPT = 1 << 27  # bytes of an epoch of arrays, at most; each run reads larger ones by itself
 
 
@@ -153,3 +155,14 @@ class Share(BoundDataset):
             self.sampler.permutation = permutation
             self.sampler.rng = copy.deepcopy(rng)
         self.sampler.cursor, self.sampler.position = cursor, position
+
+
+def stack_length(data: SharedDataset) -> int:
+    """Minibatches that are handed over together: an epoch, unless they are large."""
+    bound = data.bind(None)
+    count = min(data.iteration_size or LONGEST, LONGEST)
+    if not isinstance(bound.source, ArraySource) or bound.n_samples is None:
+        return max(2, min(count, 64))
+    columns = [c for c in bound.source.columns if hasattr(c, "nbytes")]
+    batch = sum(c.nbytes / max(bound.n_samples, 1) for c in columns) * data.sampler.batch_size
+    return max(2, min(count, int(STACK / max(batch, 1))))

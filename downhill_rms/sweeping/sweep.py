@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from downhill_rms.compiling import TIERED, is_jax
 from downhill_rms.data import as_dataset
 from downhill_rms.rule import (
     Hyperparameters,
@@ -20,12 +21,13 @@ from downhill_rms.rule import (
     refuse_unknown,
     shown,
 )
-from downhill_rms.sweeping.manifest import Manifest
-from downhill_rms.sweeping.members import Member, held_values
-from downhill_rms.sweeping.minibatches import SharedDataset
+from downhill_rms.sweeping.manifest import Manifest, align
+from downhill_rms.sweeping.members import Member, copied, held_values
+from downhill_rms.sweeping.minibatches import SharedDataset, stack_length
 from downhill_rms.sweeping.ranges import Settings, Start, as_seeds, combine, is_tried
 from downhill_rms.sweeping.results import Sweep
-from downhill_rms.training import StopReason, in_json
+from downhill_rms.sweeping.together import MemberTogether, Together, obstacle
+from downhill_rms.training import Steps, StopReason, in_json
 from downhill_rms.training.loop import INTERRUPTIONS, interruption
 from downhill_rms.training.options import OPTIONS
 from downhill_rms.training.signals import StopSignals
@@ -36,6 +38,10 @@ if TYPE_CHECKING:
 
 HOW = ("in turns", "together")
 MINIBATCHES = ("same", "seed")
+# Runs go together if there are so many, with no more parameters than this, a call of one takes
+# less, and in turns they would take longer.
+FEWEST, LARGEST, OVERHEAD, WORTHWHILE = 8, 50_000, 20e-6, 10.0  # seconds
+TRIED = 50  # calls that are timed
 # Reasons for which a run is not taken up again; after the others its limits tell.
 FOR_GOOD = (StopReason.DIVERGED, StopReason.OBSERVER, StopReason.HALVED)
 
@@ -295,6 +301,12 @@ def sweep(
     trainer.steps.say = bar.bar.say
     if manifest is not None:
         trainer.steps.fingerprint  # noqa: B018  # computed once for all
+    in_turns_only = {
+        "observe": observe,
+        "on_divergence='rollback'": options.get("on_divergence") == "rollback",
+        "minibatches='seed'": minibatches == "seed",
+    }
+    way = how or (manifest.content.get("how") if manifest is not None else None)
     groups = Groups(trainer, int(options.get("updates_per_call", 1)))
     members: list[Member] = []
     best: Member | None = None
@@ -305,7 +317,14 @@ def sweep(
             member = groups.member(f"{place:0{width}d}", settings, s, h)
             member.begin_with(held, start)
             members.append(member)
-        groups.choose(how, members, data, judge)
+        members = groups.join(
+            members, lambda steps, own: choose(steps, own, way, in_turns_only, data, total)
+        )
+        if manifest is not None:
+            together = any(isinstance(member, MemberTogether) for member in members)
+            manifest.note("how", "together" if together else "in turns")
+            if resume and together:
+                align([manifest.path / member.name for member in members])
         bar.members = members
         for member in members:
             member.put()
@@ -362,7 +381,7 @@ class Groups:
 
     def __init__(self, trainer: Trainer, updates_per_call: int) -> None:
         self.trainer, self.updates_per_call = trainer, updates_per_call
-        self.steps: dict[Any, Any] = {}
+        self.steps: dict[Any, Steps] = {}
 
     def member(self, name: str, settings: Settings, seed: int | None, h: Hyperparameters) -> Member:
         """A new run."""
@@ -373,8 +392,94 @@ class Groups:
             self.steps[h.structure] = steps
         return Member(self.trainer, self.steps[h.structure], name, settings, seed, h)
 
-    def choose(self, how: str | None, members: list[Member], data: Any, judge: Any) -> None:
-        """Decide for each group whether its runs go together."""
+    def join(
+        self, members: Sequence[Member], wanted: Callable[[Steps, list[Member]], bool]
+    ) -> list[Member]:
+        """The same runs; those of a structure go together where that is wanted and can be."""
+        joined: dict[str, Member] = {member.name: member for member in members}
+        for structure, steps in self.steps.items():
+            own = [m for m in members if m.hyperparameters.structure == structure]
+            if not wanted(steps, own):
+                continue
+            try:
+                together = Together(steps, own, self.updates_per_call)
+            except Exception as error:  # PyTensor raises many kinds for what it cannot vectorise
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+                log.warning("the runs take turns: PyTensor does not vectorise the loss (%s)", reason)
+                continue
+            joined |= {member.name: MemberTogether.of(member, together) for member in own}
+        return list(joined.values())
+
+
+def choose(
+    steps: Steps,
+    members: Sequence[Member],
+    how: str | None,
+    asked: Mapping[str, Any],
+    data: SharedDataset,
+    total: int | None,
+) -> bool:
+    """Whether the runs of one structure go together.
+
+    By default they do in JAX mode, and where one run's call takes less than `OVERHEAD` seconds,
+    which is the time of the call itself, if what they save is worth compiling another function.
+
+    Parameters
+    ----------
+    steps : Steps
+        What they have in common.
+    members : sequence of Member
+        The runs.
+    how : {"in turns", "together", None}
+        What the user says.
+    asked : mapping of str to value
+        Options that only runs in turns can have, by name.
+    data : SharedDataset
+        A minibatch of which is tried.
+    total : int or None
+        Updates of one run at the most.
+    """
+    if how == "in turns" or len(members) < (2 if how else FEWEST):
+        return False
+    reasons = [f"{name} is given" for name, value in asked.items() if value]
+    reason = obstacle(steps) if not reasons else reasons[0]
+    if reason is not None:
+        if how is not None or is_jax(steps.mode):
+            log.warning("the runs take turns: %s", reason)
+        return False
+    if how is not None or is_jax(steps.mode):
+        return True
+    size = sum(np.size(v.get_value(borrow=True)) for v in steps.parameters.variables.values())
+    if steps.mode == TIERED or steps.updates_per_call > 1 or size > LARGEST:
+        return False
+    seconds = _seconds_of_a_call(steps, members[0], data)
+    saved = math.inf if total is None else seconds * total * len(members)
+    together = seconds < OVERHEAD and saved > WORTHWHILE
+    log.info(
+        "one run's update takes %.1f us: the runs %s",
+        *(seconds * 1e6, "go together" if together else "take turns"),
+    )
+    return together
+
+
+def _seconds_of_a_call(steps: Steps, member: Member, data: SharedDataset) -> float:
+    """What an update of one run takes, compiled; it leaves no trace."""
+    bound = data.bind(steps.specs)
+    bound.begin_epoch(0)
+    batch, _ = next(iter(bound.in_order()))
+    values = member.values
+    member.values = {v: copied(value) for v, value in values.items()}
+    member.put()
+    update = steps._update
+    assert update is not None
+    update(*batch)  # which compiles
+    times = []
+    for _ in range(TRIED):
+        began = time.perf_counter()
+        update(*batch)
+        times.append(time.perf_counter() - began)
+    member.values = values
+    return min(times)
 
 
 def _begin(
@@ -402,6 +507,8 @@ def _begin(
             member.read_ended(StopReason(reason))
             return
         extra = {"run_directory": member.directory, "resume": resume}
+    if isinstance(member, MemberTogether):
+        options = {**options, "updates_per_call": stack_length(data)}
     observers = [] if observe is None else list(observe(member.trainer))
     member.starts_clock()
     member.epochs = member.trainer.iterate(
