@@ -79,7 +79,7 @@ class Manifest:
             self.content = json.loads(self.file.read_text(encoding="utf-8"))
             if self.content["format"] != FORMAT:
                 raise ValueError(f"format {self.content['format']!r}")
-            self.content["settings"], self.content["halved"]  # noqa: B018
+            self.content["settings"], self.content["halved"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SweepDirectoryError(
                 f"{self.file} cannot be read ({type(error).__name__}: {error}): a sweep's file is "

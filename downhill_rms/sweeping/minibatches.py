@@ -40,7 +40,6 @@ class SharedDataset(Dataset):
             self._bound.append(self._dataset.bind(specs, epoch))
         return Share(self._bound[0], copy.deepcopy(self._sampler), self._epochs)
 
-
     @property
     def order(self) -> np.random.Generator | None:
         """What permutes the samples; None for batches that come ready."""
@@ -105,7 +104,7 @@ class Share(BoundDataset):
             return False
         samples = min(self.sampler.n_batches, limit) * self.sampler.batch_size
         row = sum(c.nbytes / max(self.n_samples, 1) for c in self._columns())
-        return samples * row <= KEPT
+        return bool(samples * row <= KEPT)
 
     def _columns(self) -> list[Any]:
         assert isinstance(self.source, ArraySource)
@@ -161,7 +160,7 @@ def stack_length(data: SharedDataset) -> int:
     """Minibatches that are handed over together: an epoch, unless they are large."""
     bound = data.bind(None)
     count = min(data.iteration_size or LONGEST, LONGEST)
-    if not isinstance(bound.source, ArraySource) or bound.n_samples is None:
+    if data.sampler is None or not isinstance(bound.source, ArraySource) or not bound.n_samples:
         return max(2, min(count, 64))
     columns = [c for c in bound.source.columns if hasattr(c, "nbytes")]
     batch = sum(c.nbytes / max(bound.n_samples, 1) for c in columns) * data.sampler.batch_size

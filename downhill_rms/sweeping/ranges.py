@@ -151,7 +151,9 @@ def as_values(name: str, value: Any) -> list[Any] | Range:
         raise ValueError(f"{name} is empty: a sweep tries one value at least. Give some.")
     for index, one in enumerate(values):
         if any(type(one) is type(other) and one == other for other in values[:index]):
-            raise ValueError(f"{name} has {shown(one)} twice: each value is tried once. Leave one out.")
+            raise ValueError(
+                f"{name} has {shown(one)} twice: each value is tried once. Leave one out."
+            )
     return values
 
 

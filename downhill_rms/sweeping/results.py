@@ -46,7 +46,8 @@ class Sweep:
         best = self.best
         if best is None:
             return f"Sweep({len(self.runs)} runs, none with a finite {self.monitor})"
-        return f"Sweep({len(self.runs)} runs, best {self.monitor} {self.value(best):.6g} of {best.name}: {_settings(best)})"
+        found = f"best {self.monitor} {self.value(best):.6g} of {best.name}: {_settings(best)}"
+        return f"Sweep({len(self.runs)} runs, {found})"
 
     @property
     def best(self) -> SweptRun | None:

@@ -17,7 +17,6 @@ from downhill_rms.rule import (
     check_choice,
     check_count,
     check_flag,
-    check_number,
     refuse_unknown,
     shown,
 )
@@ -72,7 +71,12 @@ class Turns:
         halve_every: int | None,
         bar: SweepProgress,
     ) -> None:
-        self.members, self.manifest, self.halve_every, self.bar = members, manifest, halve_every, bar
+        self.members, self.manifest, self.halve_every, self.bar = (
+            members,
+            manifest,
+            halve_every,
+            bar,
+        )
         self.live: list[Member] = [m for m in members if m.loop.stop_reason is None]
         self.signals = StopSignals()
         self.halved_at = 0 if manifest is None else manifest.halved_at
@@ -178,7 +182,9 @@ class SweepProgress:
         Updates that one run makes at the most.
     """
 
-    def __init__(self, wanted: bool | None, total: int | None, epochs: int | None, runs: int) -> None:
+    def __init__(
+        self, wanted: bool | None, total: int | None, epochs: int | None, runs: int
+    ) -> None:
         whole = None if total is None else total * runs
         self.bar, self.total = open_progress(wanted, whole, epochs), total
         self.members: Sequence[Member] = ()
@@ -261,7 +267,9 @@ def sweep(
     _check(how, minibatches, options, resume, run_directory)
     if halve_every is not None:
         check_count("halve_every", halve_every)
-        if halve_every % (every := check_count("validate_every", options.get("validate_every", 10))):
+        if halve_every % (
+            every := check_count("validate_every", options.get("validate_every", 10))
+        ):
             raise ValueError(
                 f"halve_every is {halve_every} and validate_every {every}: runs are compared by "
                 "a validation at that epoch. Give a multiple of validate_every."
@@ -281,9 +289,10 @@ def sweep(
     given = {n: list(v) if isinstance(v, np.ndarray) else v for n, v in given.items()}
     combos = _combinations(given, zipped, sample, seed, manifest)
     fixed = {name: value for name, value in given.items() if not is_tried(value)}
-    asked = [(combo, s) for combo in combos for s in (whose or [None])]
+    each: list[int | None] = [*whose] or [None]
+    asked = [(combo, s) for combo in combos for s in each]
     hyperparameters = [_in_force(trainer, fixed, combo) for combo in combos]
-    pairs = [(h, s) for h in hyperparameters for s in (whose or [None])]
+    pairs = [(h, s) for h in hyperparameters for s in each]
     data = SharedDataset(as_dataset(train, "train", batch_size, seed=seed))
     judge: Any = None
     if valid is not None:
@@ -405,7 +414,9 @@ class Groups:
                 together = Together(steps, own, self.updates_per_call)
             except Exception as error:  # PyTensor raises many kinds for what it cannot vectorise
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-                log.warning("the runs take turns: PyTensor does not vectorise the loss (%s)", reason)
+                log.warning(
+                    "the runs take turns: PyTensor does not vectorise the loss (%s)", reason
+                )
                 continue
             joined |= {member.name: MemberTogether.of(member, together) for member in own}
         return list(joined.values())
@@ -509,16 +520,11 @@ def _begin(
         extra = {"run_directory": member.directory, "resume": resume}
     if isinstance(member, MemberTogether):
         options = {**options, "updates_per_call": stack_length(data)}
-    observers = [] if observe is None else list(observe(member.trainer))
+    extra["observers"] = [] if observe is None else list(observe(member.trainer))
+    extra["progress"] = bar.of_one_run()
     member.starts_clock()
-    member.epochs = member.trainer.iterate(
-        *(data, judge),
-        **options,
-        **extra,
-        observers=observers,
-        progress=bar.of_one_run(),
-        **member.hyperparameters,
-    )
+    given = {**options, **extra, **member.hyperparameters}
+    member.epochs = member.trainer.iterate(data, judge, **given)
 
 
 def _check(
@@ -576,7 +582,9 @@ def _in_force(trainer: Trainer, fixed: Mapping[str, Any], settings: Settings) ->
     return hyperparameters
 
 
-def _orders(data: SharedDataset, seeds: Sequence[int], minibatches: str) -> dict[Any, SharedDataset]:
+def _orders(
+    data: SharedDataset, seeds: Sequence[int], minibatches: str
+) -> dict[Any, SharedDataset]:
     """The data in the order of each seed."""
     if minibatches == "same":
         return {None: data}

@@ -191,7 +191,8 @@ class Together:
         return means[:, self.rows[whose]], infinite.get(self.rows[whose])
 
     def _evaluate(self, data: BoundDataset, epoch: int) -> tuple[np.ndarray, dict[int, Any]]:
-        sums, weight, infinite = 0.0, 0.0, {}
+        sums, weight = np.zeros(()), 0.0
+        infinite: dict[int, Any] = {}
         data.begin_epoch(epoch)
         with self._averaged():
             for number, (batch, samples) in enumerate(data.in_order()):
@@ -200,7 +201,7 @@ class Together:
                     infinite.setdefault(int(row), (number, batch, float(values[0, row])))
                 sums = sums + samples * values
                 weight += samples
-        return np.asarray(sums) / weight, infinite
+        return sums / weight, infinite
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -354,4 +355,3 @@ def _fitting(value: Any, variable: Any, count: Any) -> Any:
     if value.type.ndim < variable.type.ndim:
         value = pt.broadcast_to(value, (count, *value.shape))
     return variable.type.filter_variable(value)
-

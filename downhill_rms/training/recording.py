@@ -105,9 +105,7 @@ def _result(loop: Loop, error: Exception | None = None) -> dict[str, Any]:
     return result if error is None else {**result, "error": f"{type(error).__name__}: {error}"}
 
 
-def in_log(
-    path: Path, epochs: Iterator[tuple[Values, Values]]
-) -> Iterator[tuple[Values, Values]]:
+def in_log(path: Path, epochs: Iterator[tuple[Values, Values]]) -> Iterator[tuple[Values, Values]]:
     """The same epochs, with what the library logs in the run's own time appended to a file.
 
     Between two epochs nothing is: others may take their turns.
