@@ -91,7 +91,8 @@ class Share(BoundDataset):
         self, delivered: int = 0, together: int = 1, limit: float = math.inf
     ) -> Iterator[tuple[Batch, int]]:
         """What another run has read of this epoch, and the rest from the data."""
-        if not self._is_kept(limit):
+        over = delivered and self.sampler is not None and self.sampler.position == 0
+        if over or not self._is_kept(limit):
             return super().epoch(delivered, together, limit)
         place = delivered if self.sampler is None else (self.sampler.cursor, self.sampler.position)
         return self._shared((self._epoch_number, place, together), delivered, together, limit)
