@@ -574,7 +574,7 @@ class Trainer:
         max_updates: int | None = None,
         *,
         seeds: int | Sequence[int] | None = None,
-        start: Callable[[np.random.Generator], Any] | None = None,
+        start: Callable[[np.random.Generator], Any] | Mapping[int, Any] | None = None,
         zipped: bool = False,
         sample: int | None = None,
         minibatches: Literal["same", "seed"] = "same",
@@ -598,10 +598,10 @@ class Trainer:
             As for `iterate`, and for each run.
         seeds : int or sequence of int, optional
             Every combination of hyperparameters is trained with every seed: 0, 1, ... or these.
-        start : callable, optional
+        start : callable or mapping of int to parameters, optional
             Given ``numpy.random.default_rng(seed)``, it returns the parameters that a seed starts
-            with, as `set_params` takes them. The i-th random generator of the loss begins with
-            ``SeedSequence([seed, i])``.
+            with, as `set_params` takes them; or what these are for each seed. The i-th random
+            generator of the loss begins with ``SeedSequence([seed, i])``.
         zipped : bool
             Lists of hyperparameters are taken in step, instead of every value of one with every
             value of the others.

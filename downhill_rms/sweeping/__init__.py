@@ -8,7 +8,17 @@ every room below ``trainer``. Open ``sweep.py`` first.
 from downhill_rms.sweeping.manifest import SweepDirectoryError
 from downhill_rms.sweeping.members import SweptRun
 from downhill_rms.sweeping.ranges import loguniform, uniform
+from downhill_rms.sweeping.rates import RateTest, find_rate
 from downhill_rms.sweeping.results import Sweep
 from downhill_rms.sweeping.sweep import sweep
 
-__all__ = ["Sweep", "SweepDirectoryError", "SweptRun", "loguniform", "sweep", "uniform"]
+__all__ = [
+    "RateTest",
+    "Sweep",
+    "SweepDirectoryError",
+    "SweptRun",
+    "find_rate",
+    "loguniform",
+    "sweep",
+    "uniform",
+]

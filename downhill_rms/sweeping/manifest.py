@@ -166,7 +166,7 @@ class Manifest:
         return reason
 
     def _write(self) -> None:
-        temporary = self.file.with_name(".sweep.json.tmp")
+        temporary = self.file.with_name(f".sweep.json.{os.getpid()}.tmp")
         temporary.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.file)
 

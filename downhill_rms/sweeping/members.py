@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +120,10 @@ class Member:
             generators = {n: seeded(v, self.seed, index) for index, (n, v) in kinds}
             steps.set_generators(generators)
             if start is not None:
-                steps.parameters.set(start(np.random.default_rng(self.seed)))
+                if isinstance(start, Mapping):
+                    steps.parameters.set(start[self.seed])
+                else:
+                    steps.parameters.set(start(np.random.default_rng(self.seed)))
         initial = self.hyperparameters.initial_accumulator
         for name in steps.state.starts:
             kind = next((kind for kind in STARTED if name.endswith(f"_{kind}")), None)

@@ -190,4 +190,5 @@ def as_seeds(seeds: Any) -> list[int]:
     return given
 
 
-Start = Callable[[np.random.Generator], Any]
+# What makes the parameters that a seed starts with, or what they are for each seed.
+Start = Callable[[np.random.Generator], Any] | Mapping[int, Any]

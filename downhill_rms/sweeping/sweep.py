@@ -548,10 +548,12 @@ def _check_seeds(
     trainer: Trainer, seeds: Sequence[int], start: Start | None, minibatches: str
 ) -> None:
     """Refuse seeds that nothing depends on."""
-    if start is not None and not callable(start):
+    is_for_each = isinstance(start, Mapping) and all(seed in start for seed in seeds)
+    if start is not None and not (callable(start) or is_for_each):
         raise TypeError(
             f"start is {shown(start)}: it is a function that is given a generator of NumPy's and "
-            "returns parameters, by name or in order. Give one."
+            "returns parameters, by name or in order, or a mapping that has them for each seed. "
+            "Give one."
         )
     if minibatches == "seed" and not seeds:
         raise ValueError(

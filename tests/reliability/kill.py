@@ -126,8 +126,10 @@ def sweep(directory, mode, problem):
     state = dict(found.state)
     state.pop("history")
     history = [
-        (run.name, str(run.stop_reason), run.best.epoch, run.best.loss)
-        + tuple((r.epoch, r.updates, r.train, r.valid, r.best) for r in run.history)
+        (
+            *(run.name, str(run.stop_reason), run.best.epoch, run.best.loss),
+            [(r.epoch, r.updates, r.train, r.valid, r.best) for r in run.history],
+        )
         for run in found.runs
     ]
     (directory / "outcome").write_bytes(pickle.dumps((state, history)))

@@ -7,12 +7,12 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 import pytest
+from downhill_rms.plateau import reduce_on_plateau
+from downhill_rms.schedules import cosine
 
 import downhill_rms
 from downhill_rms import Dataset, StopReason, Trainer, loguniform
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
-from downhill_rms.plateau import reduce_on_plateau
-from downhill_rms.schedules import cosine
 from tests.sweeping.models import (
     OPTIONS,
     TRAIN,
