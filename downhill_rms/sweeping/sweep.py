@@ -353,6 +353,7 @@ def sweep(
         bar.bar.close()
         for variable, value in held.items():
             variable.container.storage[0] = value
+        groups.end()
         trainer.steps.say = str
     if best is not None and best.loop.best is not None:
         trainer.loop.best = best.loop.best
@@ -391,11 +392,12 @@ class Groups:
     def __init__(self, trainer: Trainer, updates_per_call: int) -> None:
         self.trainer, self.updates_per_call = trainer, updates_per_call
         self.steps: dict[Any, Steps] = {}
+        self.together: list[Together] = []
 
     def member(self, name: str, settings: Settings, seed: int | None, h: Hyperparameters) -> Member:
         """A new run."""
         if h.structure not in self.steps:
-            steps = self.trainer.steps.afresh()
+            steps = self.trainer.steps.variant(h.structure)
             steps.say = self.trainer.steps.say
             steps.use(dict(h), self.updates_per_call)
             self.steps[h.structure] = steps
@@ -411,15 +413,21 @@ class Groups:
             if not wanted(steps, own):
                 continue
             try:
-                together = Together(steps, own, self.updates_per_call)
+                together = Together.of(steps, own, self.updates_per_call)
             except Exception as error:  # PyTensor raises many kinds for what it cannot vectorise
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                 log.warning(
                     "the runs take turns: PyTensor does not vectorise the loss (%s)", reason
                 )
                 continue
+            self.together.append(together)
             joined |= {member.name: MemberTogether.of(member, together) for member in own}
         return list(joined.values())
+
+    def end(self) -> None:
+        """Let go of what the runs had, but for what was compiled."""
+        for together in self.together:
+            together.end()
 
 
 def choose(

@@ -23,7 +23,7 @@ from pytensor.tensor.type import DenseTensorType, TensorType
 
 from downhill_rms.compiling import stack_steps
 from downhill_rms.data import Batch, BoundDataset
-from downhill_rms.rule import label, variables_in_order
+from downhill_rms.rule import Hyperparameters, label, variables_in_order
 from downhill_rms.saving import Checkpoint
 from downhill_rms.sweeping.members import Member
 from downhill_rms.training import Loop, Run, Steps
@@ -58,29 +58,25 @@ class Together:
     ----------
     steps : Steps
         What the runs have in common.
-    members : sequence of Member
-        The runs, all of one structure, each with its values.
+    given : Hyperparameters
+        Those of one of them.
+    varying : sequence of str
+        The numbers in which they differ.
     updates_per_call : int
         Minibatches that a call takes.
-
-    Raises
-    ------
-    Exception
-        Of many kinds, if PyTensor cannot vectorise the graph.
     """
 
-    def __init__(self, steps: Steps, members: Sequence[Member], updates_per_call: int) -> None:
+    def __init__(
+        self, steps: Steps, given: Hyperparameters, varying: Sequence[str], updates_per_call: int
+    ) -> None:
         self.per_call = updates_per_call
-        given = members[0].hyperparameters
         single = copy.copy(steps)
         single.updates_per_call = 1
         inputs, outputs, updates = single._call(given)
         changed = [variable for variable, _ in updates]
-        numbers = [member.hyperparameters.numbers for member in members]
-        varying = [v for n, v in steps.state.numbers.items() if len({m[n] for m in numbers}) > 1]
-        held = dict.fromkeys([*changed, *varying, steps.state.update_count])
-        self.wide = {v: _stacked(v, [member.values[v] for member in members]) for v in held}
-        self.rows = {member.name: row for row, member in enumerate(members)}
+        numbers = [steps.state.numbers[name] for name in varying]
+        held = dict.fromkeys([*changed, *numbers, steps.state.update_count])
+        self.wide = {variable: _with_axis(variable) for variable in held}
         self._averages = steps.state.averages() if given.average else {}
         self._parameters = steps.parameters.variables
         new = [v.type.filter_variable(value) for v, value in updates]
@@ -98,13 +94,53 @@ class Together:
         monitors = [_with_runs(v, count) for v in vectors[: len(steps.outputs)]]
         self._evaluation = steps._function("evaluation of many runs", list(inputs), monitors, [])
         self._count = len(steps.specs)
+
+    @classmethod
+    def of(cls, steps: Steps, members: Sequence[Member], updates_per_call: int) -> Together:
+        """Runs that go together from now on, by functions that are made once.
+
+        Parameters
+        ----------
+        steps : Steps
+            What the runs have in common.
+        members : sequence of Member
+            The runs, all of one structure, each with its values.
+        updates_per_call : int
+            Minibatches that a call takes.
+
+        Raises
+        ------
+        Exception
+            Of many kinds, if PyTensor cannot vectorise the graph.
+        """
+        numbers = [member.hyperparameters.numbers for member in members]
+        varying = tuple(n for n in numbers[0] if len({given[n] for given in numbers}) > 1)
+        known: dict[Any, Together] = vars(steps).setdefault("_together", {})
+        key = (varying, updates_per_call)
+        if key not in known:
+            known[key] = cls(steps, members[0].hyperparameters, varying, updates_per_call)
+        together = known[key]
+        together.begin(members)
+        return together
+
+    def begin(self, members: Sequence[Member]) -> None:
+        """Take the values of the runs, which no longer hold them."""
+        for variable, wide in self.wide.items():
+            values = [np.asarray(member.values.pop(variable)) for member in members]
+            wide.container.storage[0] = np.stack(values).astype(variable.type.dtype, copy=False)
+        self.rows = {member.name: row for row, member in enumerate(members)}
         self._left: set[str] = set()
         self._done = 0  # stacks
         self._records: dict[int, Record] = {}
         self._evaluated: tuple[int, np.ndarray, dict[int, Any]] | None = None
         self._due = (-1, False)
-        for member in members:
-            member.values = {v: value for v, value in member.values.items() if v not in held}
+
+    def end(self) -> None:
+        """Let go of the values of all runs; the functions stay."""
+        for wide in self.wide.values():
+            storage = wide.container.storage
+            storage[0] = np.array(np.asarray(storage[0])[:1])
+        self._records, self._evaluated = {}, None
 
     def row_views(self, whose: str) -> Iterator[tuple[Any, np.ndarray]]:
         """Each variable of one run, with the run's part of the wide one."""
@@ -338,11 +374,11 @@ class MemberTogether(Member):
             self.values |= self.together.leave(self.name, self.steps.number)
 
 
-def _stacked(variable: Any, values: Sequence[Any]) -> Any:
-    """A shared variable with the values of all runs."""
+def _with_axis(variable: Any) -> Any:
+    """A shared variable with an axis of runs in front."""
+    value = np.asarray(variable.get_value(borrow=True), dtype=variable.type.dtype)
     shape = (None, *variable.type.shape)
-    array = np.stack([np.asarray(value, dtype=variable.type.dtype) for value in values])
-    return pytensor.shared(array, name=variable.name, shape=shape, borrow=True)
+    return pytensor.shared(value[None].copy(), name=variable.name, shape=shape)
 
 
 def _with_runs(value: Any, count: Any) -> Any:
