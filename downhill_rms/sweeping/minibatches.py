@@ -38,7 +38,7 @@ class SharedDataset(Dataset):
         """The data at their beginning, cast for these inputs once and for all."""
         if not self._bound:
             self._bound.append(self._dataset.bind(specs, epoch))
-        return Share(self._bound[0], copy.deepcopy(self._sampler), self._epochs)
+        return Share(self._bound[0], _copied(self._sampler), self._epochs)
 
     @property
     def order(self) -> np.random.Generator | None:
@@ -155,6 +155,14 @@ class Share(BoundDataset):
             self.sampler.permutation = permutation
             self.sampler.rng = copy.deepcopy(rng)
         self.sampler.cursor, self.sampler.position = cursor, position
+
+
+def _copied(sampler: Any) -> Any:
+    """An order that moves by itself."""
+    twin = copy.copy(sampler)
+    if sampler is not None and sampler.shuffle:  # else nothing is drawn
+        twin.rng = copy.deepcopy(sampler.rng)
+    return twin
 
 
 def stack_length(data: SharedDataset) -> int:

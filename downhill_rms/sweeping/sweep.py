@@ -22,7 +22,7 @@ from downhill_rms.rule import (
 )
 from downhill_rms.sweeping.manifest import Manifest, align
 from downhill_rms.sweeping.members import Member, copied, held_values
-from downhill_rms.sweeping.minibatches import SharedDataset, stack_length
+from downhill_rms.sweeping.minibatches import SharedDataset
 from downhill_rms.sweeping.ranges import Settings, Start, as_seeds, combine, is_tried
 from downhill_rms.sweeping.results import Sweep
 from downhill_rms.sweeping.together import MemberTogether, Together, obstacle
@@ -527,7 +527,7 @@ def _begin(
             return
         extra = {"run_directory": member.directory, "resume": resume}
     if isinstance(member, MemberTogether):
-        options = {**options, "updates_per_call": stack_length(data)}
+        options = {**options, "updates_per_call": member.stack_length(data)}
     extra["observers"] = [] if observe is None else list(observe(member.trainer))
     extra["progress"] = bar.of_one_run()
     member.starts_clock()

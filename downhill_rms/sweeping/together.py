@@ -26,6 +26,7 @@ from downhill_rms.data import Batch, BoundDataset
 from downhill_rms.rule import Hyperparameters, label, variables_in_order
 from downhill_rms.saving import Checkpoint
 from downhill_rms.sweeping.members import Member
+from downhill_rms.sweeping.minibatches import SharedDataset, stack_length
 from downhill_rms.training import Loop, Run, Steps
 from downhill_rms.watching import Values
 
@@ -129,6 +130,7 @@ class Together:
             values = [np.asarray(member.values.pop(variable)) for member in members]
             wide.container.storage[0] = np.stack(values).astype(variable.type.dtype, copy=False)
         self.rows = {member.name: row for row, member in enumerate(members)}
+        self.length: int | None = None  # of the stacks
         self._left: set[str] = set()
         self._done = 0  # stacks
         self._records: dict[int, Record] = {}
@@ -349,6 +351,12 @@ class MemberTogether(Member):
         new.loop = new.trainer.loop = LoopTogether(new.steps)
         new.loop.waits = True
         return new
+
+    def stack_length(self, data: SharedDataset) -> int:
+        """How many minibatches the runs are handed together."""
+        if self.together.length is None:
+            self.together.length = stack_length(data)
+        return self.together.length
 
     def put(self) -> None:
         """Have the variables hold this run's values."""

@@ -32,7 +32,7 @@ from tests.benchmarks.rungs import RUNGS
 from tests.benchmarks.worker import peak_bytes, resident_bytes
 
 RUNS = {"A": 32, "B": 8, "C": 4}  # unless others are asked for
-UPDATES = {"A": 1500, "B": 560, "C": 200}
+UPDATES = {"A": 6000, "B": 1120, "C": 200}
 LIMITS = {"validate_every": 10**9, "patience": np.inf, "restore_best": False, "progress": False}
 
 
