@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 GIVEN = {"learning_rate": [1e-3, 0.1, 1e160], "seeds": 2, "start": start, **OPTIONS}
 
 
-class Stop(Exception):
+class StopError(Exception):
     """What ends a process in the middle, as far as a test can have it."""
 
 
@@ -40,7 +40,7 @@ def stopping(after):
         def count(record):
             left[0] -= 1
             if left[0] < 0:
-                raise Stop
+                raise StopError
 
         return [count]
 
@@ -83,7 +83,7 @@ def test_each_run_leaves_a_run_directory(tmp_path):
 def test_a_sweep_that_was_stopped_goes_on_bit_for_bit(tmp_path, after):
     expected = regression(dropout=True).sweep(TRAIN, VALID, **GIVEN)
     given = {**GIVEN, "run_directory": tmp_path / "s"}
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         regression(dropout=True).sweep(TRAIN, VALID, observe=stopping(after), **given)
     assert_same(regression(dropout=True).sweep(TRAIN, VALID, resume=True, **given), expected)
 
@@ -121,7 +121,7 @@ def test_halved_runs_stay_halved(tmp_path):
     given = {**GIVEN, "halve_every": 2, "learning_rate": [1e-3, 0.1]}
     expected = regression().sweep(TRAIN, VALID, **given)
     given["run_directory"] = tmp_path / "s"
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         regression().sweep(TRAIN, VALID, observe=stopping(10), **given)
     found = regression().sweep(TRAIN, VALID, resume=True, **given)
     assert [run.stop_reason for run in found.runs].count(StopReason.HALVED) == 3
@@ -132,7 +132,7 @@ def test_settings_that_were_drawn_are_drawn_once(tmp_path):
     options = {n: v for n, v in OPTIONS.items() if n != "seed"}  # another order each time
     given = {"learning_rate": loguniform(1e-3, 1e-1), "momentum": [0.0, 0.9], "sample": 3}
     given |= {"run_directory": tmp_path / "s", **options}
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         regression().sweep(TRAIN, VALID, observe=stopping(4), **given)
     drawn = json.loads((tmp_path / "s" / "sweep.json").read_text())["settings"]
     found = regression().sweep(TRAIN, VALID, resume=True, **given)
