@@ -17,6 +17,7 @@ ROOMS = {
     "compiling": {"rule"},
     "watching": {"rule"},
     "training": {"rule", "data", "saving", "compiling", "watching"},
+    "sweeping": {"rule", "data", "saving", "compiling", "watching", "training", "trainer"},
     "pymc": {"rule", "data", "compiling", "problem"},
 }
 

@@ -91,6 +91,7 @@ def sweep_problem(
         del given["decay"]
     directory = RunDirectory(path, config)
     given |= {"run_directory": directory, "resume": resume, "progress": progress, **ways}
+    given["draws"] = request.seed
     return sweep(trainer, data, problem.valid, **given)
 
 

@@ -94,7 +94,7 @@ def find_rate(
     data = as_dataset(train, "train", batch_size, seed=seed)
     bound = trainer.steps.bind(data, train=True, finite=True)
     rates = np.geomspace(low, high, updates)
-    before, former = trainer.state_dict(), trainer.hyperparameters.learning_rate
+    before, former = trainer.state_dict(), trainer.hyperparameters
     losses: list[float] = []
     means: list[float] = []
     try:
@@ -110,7 +110,8 @@ def find_rate(
             if means[-1] > min(means) + WORSE * max(means[0] - min(means), abs(means[0]) / 4):
                 break
     finally:
-        trainer.loop.load_state_dict(before, {"learning_rate": former})
+        trainer.steps.use(dict(former))  # a schedule, which a state does not hold, among them
+        trainer.loop.load_state_dict(before)
     count = len(losses)
     lowest = int(np.argmin(means))
     fell = means[lowest] < means[0]

@@ -253,11 +253,13 @@ def sweep(
     progress: bool | None = None,
     observe: Observe | None = None,
     only: Sequence[int] | None = None,
+    draws: int | None = None,
     **options: Any,
 ) -> Sweep:
     """What `Trainer.sweep` does; the parameters are described there.
 
-    ``only`` are the places of the runs that are made, of all that are asked for.
+    ``only`` are the places of the runs that are made, of all that are asked for, and ``draws`` is
+    the seed of what is drawn at random, where that is not ``seed``.
     """
     began = time.perf_counter()
     names = Hyperparameters.names()
@@ -287,7 +289,7 @@ def sweep(
     _check_seeds(trainer, whose, start, minibatches)
     manifest = None if run_directory is None else Manifest(run_directory, resume)
     given = {n: list(v) if isinstance(v, np.ndarray) else v for n, v in given.items()}
-    combos = _combinations(given, zipped, sample, seed, manifest)
+    combos = _combinations(given, zipped, sample, seed if draws is None else draws, manifest)
     fixed = {name: value for name, value in given.items() if not is_tried(value)}
     each: list[int | None] = [*whose] or [None]
     asked = [(combo, s) for combo in combos for s in each]

@@ -115,7 +115,7 @@ def test_the_best_is_in_place_and_its_state_goes_on():
     found = trainer.sweep(TRAIN, VALID, learning_rate=RATES, how="together", **OPTIONS)
     assert trainer.evaluate(VALID)["loss"] == pytest.approx(found.best.best.loss, rel=1e-12)
     trainer.load_state_dict(found.state)
-    trainer.minimize(TRAIN, VALID, max_epochs=8, learning_rate=0.01)
+    trainer.minimize(TRAIN, VALID, max_epochs=8, batch_size=9, learning_rate=0.01)
     assert trainer.history[-1].epoch > found.best.history[-1].epoch
 
 
