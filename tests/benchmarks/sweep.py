@@ -235,8 +235,8 @@ def memory(name, count, updates):
     trainer.sweep(data, first, how="in turns", **{**options, "learning_rate": rates(count)})
     added = peak_bytes() - max(before, peak)
     print(
-        f"\n{name}: {count} runs in turns add {added / 1e6:.1f} MB at the peak; parameters, best and "
-        f"accumulators of one are {state / 1e6:.2f} MB, of all {count * state / 1e6:.1f} MB"
+        f"\n{name}: {count} runs in turns add {added / 1e6:.1f} MB at the peak; parameters, best "
+        f"and accumulators of one are {state / 1e6:.2f} MB, of all {count * state / 1e6:.1f} MB"
     )
 
 
