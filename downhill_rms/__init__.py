@@ -9,16 +9,20 @@ from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from downhill_rms.compiling import default_mode
 from downhill_rms.data import Dataset, as_dataset, sequences
 from downhill_rms.problem import Problem
 from downhill_rms.rule import Hyperparameters, Update, check_count, preset, shown, updates
 from downhill_rms.saving import Checkpoint
+from downhill_rms.sweeping.ranges import loguniform, uniform
 from downhill_rms.trainer import Trainer
 from downhill_rms.training import StopReason
 from downhill_rms.watching import Values
+
+if TYPE_CHECKING:
+    from downhill_rms.sweeping import Sweep
 
 __version__ = "0.1.0"
 
@@ -83,9 +87,12 @@ __all__ = [
     "Trainer",
     "__version__",
     "build",
+    "loguniform",
     "minimize",
     "preset",
     "sequences",
+    "sweep",
+    "uniform",
     "updates",
 ]
 
@@ -196,6 +203,50 @@ def minimize(
         own = isinstance(valid, Dataset)
         valid = as_dataset(valid, "valid", None if own else batch_size, valid_batches)
     return trainer.minimize(train, valid, **options)
+
+
+def sweep(
+    loss: Any,
+    train: Any = None,
+    valid: Any = None,
+    params: Sequence[Any] | None = None,
+    inputs: Sequence[Any] | None = None,
+    updates: Iterable[Update] | Mapping[Any, Any] = (),
+    monitors: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+    *,
+    mode: Any = None,
+    **options: Any,
+) -> Sweep:
+    """Minimise a loss many times, with other hyperparameters and seeds, and compile once.
+
+    Parameters
+    ----------
+    loss : Variable
+        A real floating-point scalar.
+    train, valid : Dataset or whatever it accepts
+        The data.
+    params, inputs, updates, monitors, mode
+        As for `Trainer`.
+    **options
+        As for `Trainer.sweep`: hyperparameters that are lists are tried.
+
+    Returns
+    -------
+    Sweep
+        The runs as data; the parameters of the best are left in place.
+
+    Examples
+    --------
+    >>> import numpy as np, pytensor, pytensor.tensor as pt
+    >>> x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    >>> loss = ((x - w) ** 2).mean()
+    >>> options = {"max_epochs": 50, "mode": "FAST_COMPILE"}
+    >>> found = sweep(loss, [np.ones(64)], learning_rate=[1e-4, 1e-2], **options)
+    >>> found.best.settings
+    {'learning_rate': 0.01}
+    """
+    trainer = Trainer(loss, params, inputs, updates, monitors, mode=mode)
+    return trainer.sweep(train, valid, **options)
 
 
 def _mode_of_one_call(train: Any, seed: int | None, checkpoint: Checkpoint | None) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from os.path import realpath
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -58,6 +58,9 @@ from downhill_rms.watching import (
     open_progress,
     watched,
 )
+
+if TYPE_CHECKING:
+    from downhill_rms.sweeping import Sweep
 
 
 class Trainer:
@@ -582,6 +585,108 @@ class Trainer:
         if not self.history:  # interrupted in the first epoch
             return {}, {}
         return self.history[-1].train, self.history[-1].valid
+
+    def sweep(
+        self,
+        train: Any = None,
+        valid: Any = None,
+        max_updates: int | None = None,
+        *,
+        seeds: int | Sequence[int] | None = None,
+        start: Callable[[np.random.Generator], Any] | Mapping[int, Any] | None = None,
+        zipped: bool = False,
+        sample: int | None = None,
+        minibatches: Literal["same", "seed"] = "same",
+        how: Literal["in turns", "together"] | None = None,
+        halve_every: int | None = None,
+        run_directory: str | PathLike[str] | RunDirectory | None = None,
+        resume: bool = False,
+        progress: bool | None = None,
+        observe: Callable[[Trainer], Iterable[Callable[[Record], Any]]] | None = None,
+        **options: Any,
+    ) -> Sweep:
+        """Train many times, with other hyperparameters and seeds, and compile once.
+
+        Every run begins with fresh accumulators and with the values that the shared variables have
+        now, or with those that its seed gives. The trainer's own counts and history stay as they
+        are; the best parameters of the best run are left in place, and are its ``best``.
+
+        Parameters
+        ----------
+        train, valid, max_updates
+            As for `iterate`, and for each run.
+        seeds : int or sequence of int, optional
+            Every combination of hyperparameters is trained with every seed: 0, 1, ... or these.
+        start : callable or mapping of int to parameters, optional
+            Given ``numpy.random.default_rng(seed)``, it returns the parameters that a seed starts
+            with, as `set_params` takes them; or what these are for each seed. The i-th random
+            generator of the loss begins with ``SeedSequence([seed, i])``.
+        zipped : bool
+            Lists of hyperparameters are taken in step, instead of every value of one with every
+            value of the others.
+        sample : int, optional
+            So many combinations are drawn at random, from lists and from ranges as
+            ``loguniform(1e-4, 1e-1)``; reproducibly with ``seed=``.
+        minibatches : {"same", "seed"}
+            Whether all runs see the same minibatches in the same order, which makes comparison
+            fair, or each seed has an order of its own, that of ``numpy.random.default_rng(seed)``.
+        how : {"in turns", "together"}, optional
+            Each run by itself, an epoch at a time, to the last bit as it would be alone; or all
+            in one call, with an axis of runs, the same to rounding. By default together in JAX
+            mode and where a call takes so little that it is mostly overhead, else in turns.
+        halve_every : int, optional
+            After so many epochs the better half of the runs goes on, and again after as many: a
+            multiple of ``validate_every``.
+        run_directory : path, optional
+            Where each run leaves a run directory, ``00``, ``01`` and so on, and the sweep
+            ``sweep.json`` and ``sweep.csv``.
+        resume : bool
+            Go on with the sweep there, as though it had never stopped; begin where there is none.
+        progress : bool or None
+            As for `minimize`: one bar for all runs.
+        observe : callable, optional
+            Given the trainer of a run, it returns the run's observers. That trainer is to be used
+            by them alone.
+        **options
+            Other options of `iterate` but ``checkpoint``, ``save_batch`` and ``observers``, and
+            hyperparameters; what is a list, a tuple, an array or a range is tried.
+
+        Returns
+        -------
+        Sweep
+            The runs as data.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For hyperparameters, seeds or options that cannot be used, before any work.
+
+        Examples
+        --------
+        >>> import numpy as np, pytensor, pytensor.tensor as pt
+        >>> x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+        >>> trainer = Trainer(((x - w) ** 2).mean(), mode="FAST_COMPILE")
+        >>> found = trainer.sweep([np.ones(64)], learning_rate=[1e-4, 1e-2], max_epochs=50)
+        >>> found.best.settings
+        {'learning_rate': 0.01}
+        """
+        from downhill_rms.sweeping import sweep  # it drives trainers, and stands above this one
+
+        return sweep(
+            *(self, train, valid, max_updates),
+            seeds=seeds,
+            start=start,
+            zipped=zipped,
+            sample=sample,
+            minibatches=minibatches,
+            how=how,
+            halve_every=halve_every,
+            run_directory=run_directory,
+            resume=resume,
+            progress=progress,
+            observe=observe,
+            **options,
+        )
 
     def set_params(self, targets: str | Sequence[Any] | Mapping[str, Any] = "best") -> None:
         """Set the parameters.

@@ -246,3 +246,13 @@ def test_torch_parity():
     differences = re.findall(r"difference (\S+)", run("torch_parity"))
     assert len(differences) == 5
     assert all(float(d) < 1e-6 for d in differences)
+
+
+def test_sweep_finds_the_rate_and_its_spread():
+    output = run("sweep")
+    means = [float(m) for m in re.findall(r"mean loss ([\d.]+) \+-", output)]
+    assert len(means) == 4
+    assert means == sorted(means)
+    assert means[0] < 0.75  # linear regression comes to 0.5 or so of the variance
+    rates = re.findall(r"learning rate (\S+)", output)
+    assert rates[-1] in ("0.0001", "0.1")

@@ -18,6 +18,7 @@ ROOMS = {
     "watching": {"rule"},
     "training": {"rule", "data", "saving", "compiling", "watching"},
     "parallel": {"rule", "data", "saving", "compiling", "training"},
+    "sweeping": {"rule", "data", "saving", "compiling", "watching", "training", "trainer"},
     "pymc": {"rule", "data", "compiling", "problem"},
 }
 

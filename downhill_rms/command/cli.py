@@ -23,15 +23,32 @@ from downhill_rms.command.console import (
     logging_to_terminal,
     parse_assignment,
     parse_picture,
+    parse_values,
     text_curves,
 )
 from downhill_rms.command.demos import DEMOS, run_demo
 from downhill_rms.command.experiment import Request, Resume, draw
 from downhill_rms.command.experiment import train as train_problem
-from downhill_rms.command.places import default_path, latest_path, refuse_other
+from downhill_rms.command.places import (
+    default_path,
+    latest_path,
+    latest_sweep_path,
+    refuse_other,
+    sweep_path,
+)
+from downhill_rms.command.sweeps import (
+    draw_rates,
+    draw_sweep,
+    find_problem_rate,
+    run_workers,
+    split,
+    summary_rows,
+    sweep_problem,
+)
 from downhill_rms.command.team import Team, parse_devices
 from downhill_rms.compiling import ALONE_SECONDS, compile_alone, default_mode
 from downhill_rms.problem import load_problem, problem_name
+from downhill_rms.sweeping.manifest import Manifest
 from downhill_rms.training import StopReason
 from downhill_rms.watching.plots import learning_curves
 from downhill_rms.watching.rundirectory import RunDirectory
@@ -71,22 +88,44 @@ PICTURE = click.option(
     callback=lambda ctx, param, text: None if text is None else parse_picture(text),
     help="The picture: a png, svg or pdf file.",
 )
-PROBLEM = with_options(
-    SPEC,
+
+
+def problem_options(parse: Callable[[str], Any], what: str) -> Callable[[Command], Command]:
+    """The options of commands that train a problem, which read a hyperparameter in their way."""
+    return with_options(
+        SPEC,
+        click.option(
+            "--train", metavar="FILE", help="Training data: npz, npy, csv, tsv, parquet, a folder."
+        ),
+        click.option("--valid", metavar="FILE", help="Validation data."),
+        click.option(
+            *("--set", "assignments"),
+            metavar="NAME=VALUE",
+            callback=lambda ctx, param, texts: [parse(text) for text in texts],
+            multiple=True,
+            help=what,
+        ),
+        click.option("--batch-size", type=int, help="Samples in a minibatch (32)."),
+        click.option(
+            "--seed", type=click.IntRange(0), help="Of the problem and the data's order (0)."
+        ),
+        MODE,
+    )
+
+
+PROBLEM = problem_options(parse_assignment, "A hyperparameter; again for more.")
+SWEPT = problem_options(
+    parse_values, "A hyperparameter, its values, or a range, as loguniform(1e-4,1e-1)."
+)
+LIMITS = with_options(
+    click.option("--max-epochs", type=int, help="Passes through the training data at most."),
+    click.option("--max-updates", type=int, help="Minibatches at most."),
     click.option(
-        "--train", metavar="FILE", help="Training data: npz, npy, csv, tsv, parquet, a folder."
+        "--patience", type=float, help="Validations without improvement that are borne (5)."
     ),
-    click.option("--valid", metavar="FILE", help="Validation data."),
-    click.option(
-        *("--set", "assignments"),
-        metavar="NAME=VALUE",
-        callback=lambda ctx, param, texts: [parse_assignment(text) for text in texts],
-        multiple=True,
-        help="A hyperparameter; again for more.",
-    ),
-    click.option("--batch-size", type=int, help="Samples in a minibatch (32)."),
-    click.option("--seed", type=click.IntRange(0), help="Of the problem and the data's order (0)."),
-    MODE,
+    click.option("--validate-every", type=int, help="Epochs from one validation to the next (10)."),
+    click.option("--monitor", metavar="NAME", help="The monitor that judges validations (loss)."),
+    click.option("--higher-is-better", is_flag=True, default=None, help="The monitor is to rise."),
 )
 
 
@@ -124,12 +163,7 @@ MANY = with_options(
 
 @main.command()
 @PROBLEM
-@click.option("--max-epochs", type=int, help="Passes through the training data at most.")
-@click.option("--max-updates", type=int, help="Minibatches at most.")
-@click.option("--patience", type=float, help="Validations without improvement that are borne (5).")
-@click.option("--validate-every", type=int, help="Epochs from one validation to the next (10).")
-@click.option("--monitor", metavar="NAME", help="The monitor that judges validations (loss).")
-@click.option("--higher-is-better", is_flag=True, default=None, help="The monitor is to rise.")
+@LIMITS
 @click.option("--monitor-gradients", is_flag=True, default=None, help="Report gradients' norms.")
 @click.option("--monitor-updates", is_flag=True, default=None, help="Report how far updates move.")
 @click.option("--updates-per-call", type=int, help="Minibatches that one call takes (1).")
@@ -206,6 +240,113 @@ def compile_on() -> None:
             f"{ALONE_SECONDS // 60} minutes at most)",
             err=True,
         )
+
+
+def parse_part(ctx: click.Context, param: click.Parameter, text: str | None) -> Any:
+    """Read ``1/4``: the second of four parts."""
+    return None if text is None else tuple(int(number) for number in text.split("/"))
+
+
+@main.command()
+@SWEPT
+@LIMITS
+@click.option("--seeds", type=click.IntRange(1), help="Runs of each combination, from 0 on.")
+@click.option("--zipped", is_flag=True, help="Take lists in step, and not every combination.")
+@click.option("--sample", type=click.IntRange(1), help="Draw so many combinations at random.")
+@click.option(
+    "--minibatches", type=click.Choice(["same", "seed"]), help="Order of the data (same)."
+)
+@click.option("--how", type=click.Choice(["in turns", "together"]), help="How runs go (measured).")
+@click.option("--halve-every", type=click.IntRange(1), help="Epochs after which half goes on.")
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes (1).")
+@click.option("--out", metavar="DIR", help="Where the runs are put (runs/NAME-sweep).")
+@click.option("--resume", is_flag=True, help="Go on with the sweep there.")
+@click.option("--part", callback=parse_part, hidden=True)
+@PROGRESS
+def sweep(
+    spec: str,
+    assignments: list[tuple[str, Any]],
+    seeds: int | None,
+    zipped: bool,
+    sample: int | None,
+    minibatches: str | None,
+    how: str | None,
+    halve_every: int | None,
+    workers: int,
+    out: str | None,
+    resume: bool,
+    part: Any,
+    progress: bool,
+    **given: Any,
+) -> None:
+    """Train the problem SPEC with every combination of the values given, compiled once."""
+    name = problem_name(spec)
+    path = Path(out) if out else latest_sweep_path(name) if resume else sweep_path(name)
+    fixed, tried = split(assignments)
+    bar = progress and sys.stderr.isatty()
+    ways: dict[str, Any] = {"zipped": zipped, "sample": sample, "halve_every": halve_every}
+    ways |= {"how": how} | ({"minibatches": minibatches} if minibatches else {})
+    with logging_to_terminal(logging.WARNING):
+        Manifest(path, resume)  # another sweep would be lost
+        if workers > 1:
+            if halve_every is not None:
+                raise click.UsageError("--halve-every compares all runs: leave --workers out.")
+            if code := run_workers(worker_words(path), path, workers, bar):
+                sys.exit(code)
+            resume = True
+        request = Request(spec=spec).changed(fixed.items(), **given)
+        problem = load_problem(spec, request.seed)
+        options = {"seeds": seeds, "progress": bar, "resume": resume, "part": part, **ways}
+        found = sweep_problem(problem, request, tried, path, **options)
+        codes = [EXIT_CODES[r.stop_reason] for r in found.runs if r.stop_reason in EXIT_CODES]
+        if part is None:
+            width = get_terminal_size().columns
+            click.echo(fitting_table(summary_rows(found), width))
+            if found.best is not None:
+                value = found.value(found.best)
+                click.echo(f"best {found.monitor} {value:.6g} in {path / found.best.name}")
+            click.echo(f"{len(found.runs)} runs, {found.seconds:.1f} s: {path / 'sweep.csv'}")
+            if (picture := draw_sweep(found, path)) is not None:
+                click.echo(f"drawn: {picture}")
+    if codes:
+        words = ["downhill-rms", *worker_words(path), "--resume"]
+        click.echo(f"go on with: {shlex.join(words)}")
+        sys.exit(codes[0])
+
+
+def worker_words(path: Path) -> list[str]:
+    """The words by which another process makes the same sweep."""
+    words: list[str] = list(click.get_current_context().meta["words"])
+    for name in ("--workers", "--out"):
+        while any(word == name or word.startswith(f"{name}=") for word in words):
+            at = next(i for i, w in enumerate(words) if w == name or w.startswith(f"{name}="))
+            del words[at : at + (2 if words[at] == name else 1)]
+    flags = ("--resume", "--progress", "--no-progress")
+    return [*(word for word in words if word not in flags), "--out", str(path)]
+
+
+@main.command("find-rate")
+@PROBLEM
+@click.option("--low", type=float, default=1e-7, help="The first learning rate (1e-7).")
+@click.option("--high", type=float, default=10.0, help="The last one (10).")
+@click.option("--updates", type=click.IntRange(10), default=100, help="Updates between (100).")
+@PICTURE
+def find_rate(
+    spec: str, low: float, high: float, updates: int, out: Path | None, **given: Any
+) -> None:
+    """Train the problem SPEC a little with a learning rate that rises, and suggest one."""
+    with logging_to_terminal(logging.WARNING):
+        request = Request(spec=spec).changed(**given)
+        problem = load_problem(spec, request.seed)
+        found = find_problem_rate(problem, request, low, high, updates)
+    least = found.smoothed.argmin()
+    click.echo(
+        f"least running mean of the loss {found.smoothed[least]:.6g} at {found.rates[least]:.3g}"
+    )
+    click.echo(f"suggested learning rate {found.suggestion:.3g}")
+    path = out or Path(f"{problem_name(spec).replace(':', '-')}-rates.png")
+    draw_rates(found, path)
+    click.echo(f"drawn: {path}")
 
 
 @main.command()

@@ -8,6 +8,7 @@ import io
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import textwrap
@@ -22,9 +23,13 @@ import numpy as np
 
 from downhill_rms.parallel import LostProcessesError, end_if_others_wait, exit_code
 from downhill_rms.rule import parse_schedule
+from downhill_rms.sweeping import loguniform, uniform
 from downhill_rms.watching import History
 from downhill_rms.watching.figures import is_logarithmic
 
+RANGES = {"loguniform": loguniform, "uniform": uniform}
+RANGE = re.compile(r"((?:log)?uniform)\(([^()]*)\)")
+COMMA = re.compile(r",(?![^()]*\))")  # outside of brackets
 PICTURES = (".png", ".svg", ".pdf")
 CONSTANTS = {"true": True, "false": False, "none": None}
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -127,6 +132,15 @@ class Commands(click.Group):
             if options.get("standalone_mode", True):
                 _end_at_ctrl_c()
 
+    def make_context(
+        self, info_name: str | None, args: list[str], *rest: Any, **extra: Any
+    ) -> click.Context:
+        """Take note of the words that were given."""
+        words = list(args)
+        ctx = super().make_context(info_name, args, *rest, **extra)
+        ctx.meta["words"] = words
+        return ctx
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
@@ -170,6 +184,26 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         return name, float(value)
     except ValueError:
         return name, value
+
+
+def parse_values(text: str) -> tuple[str, Any]:
+    """The same where a value may be several, ``name=1e-3,1e-2``, or a range to draw from.
+
+    Commas in brackets belong to a schedule or a range.
+    """
+    name, _, value = (part.strip() for part in text.partition("="))
+    if found := RANGE.fullmatch(value):
+        try:
+            ends = [float(end) for end in found[2].split(",")]
+            return name, RANGES[found[1]](*ends)
+        except (TypeError, ValueError) as error:
+            raise click.BadParameter(
+                f"{text}: a range is loguniform(low, high) or uniform(low, high). ({error})"
+            ) from error
+    parts = COMMA.split(value)
+    if len(parts) == 1:
+        return parse_assignment(text)
+    return name, [parse_assignment(f"{name}={part}")[1] for part in parts]
 
 
 def parse_picture(text: str) -> Path:

@@ -44,6 +44,21 @@ def latest_path(spec: str) -> Path:
     return own[-1]
 
 
+def sweep_path(name: str) -> Path:
+    """Where a new sweep goes if nobody says: ``runs/name-sweep``, ``runs/name-sweep-2``, ..."""
+    return next(path for path in _paths(f"{name}-sweep") if not _is_taken(path))
+
+
+def latest_sweep_path(name: str) -> Path:
+    """Where the latest sweep of a problem went if nobody said; where a new one goes if none did."""
+    taken = list(itertools.takewhile(_is_taken, _paths(f"{name}-sweep")))
+    return taken[-1] if taken else sweep_path(name)
+
+
+def _is_taken(path: Path) -> bool:
+    return path.exists()
+
+
 def _paths(name: str) -> Iterator[Path]:
     yield Path("runs", name)
     yield from (Path("runs", f"{name}-{number}") for number in itertools.count(2))

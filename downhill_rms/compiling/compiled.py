@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,27 @@ class CompiledFunction:
         self._keys = keys
         if self.function is not None:
             _set_jax_states(self.function, keys)
+
+    def first_keys(self, generators: Mapping[Any, Any]) -> list[np.ndarray]:
+        """The `keys` that a JAX function begins with where its generators have these values.
+
+        Parameters
+        ----------
+        generators : mapping of SharedVariable to Generator
+            The values.
+
+        Returns
+        -------
+        list of ndarray
+            None before it is compiled: then it begins with what the variables hold.
+        """
+        if self.function is None:
+            return []
+        from pytensor.link.jax.dispatch.basic import jax_typify  # only a JAX function has such
+
+        inputs = (given.variable for given in self.function.maker.expanded_inputs)
+        states = [jax_typify(generators[v]) for v in inputs if v in generators]
+        return [np.array(state["jax_state"]) for state in states]
 
     def __call__(self, *batch: Any) -> list[Any]:
         """Call it with one array for each input, each of exactly the input's type."""

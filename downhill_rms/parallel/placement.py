@@ -45,6 +45,8 @@ class MeshPlacement(Placement):
         What the processes tell each other in the course of their updates.
     """
 
+    divides = True
+
     def __init__(self, mesh: Mesh, shard_above: int | None) -> None:
         self.mesh, self.size = mesh, mesh.size
         self.shard_above = math.inf if shard_above is None else shard_above
@@ -133,19 +135,15 @@ class MeshPlacement(Placement):
         return self._rows(samples)
 
     def _own_rows(self, samples: int) -> slice:
-        if not self.divides(samples):
+        if samples % self.size:
             return slice(0, samples)
         places = self._divided(0).addressable_devices_indices_map((samples,)).values()
         bounds = [place[0].indices(samples) for place in places if place is not None]
         return slice(min(b[0] for b in bounds), max(b[1] for b in bounds))
 
-    def divides(self, samples: int) -> bool:
-        """Whether the devices divide so many samples."""
-        return not samples % self.size
-
     def place(self, own: Sequence[np.ndarray], samples: int, axis: int) -> Batch:
         """A minibatch of which this process has its own samples, as arrays of all devices."""
-        divided = self.divides(samples)
+        divided = samples % self.size == 0
         shardings = [
             self._divided(axis) if divided and array.ndim > axis else self.copies for array in own
         ]

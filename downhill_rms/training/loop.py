@@ -86,6 +86,9 @@ class Loop:
         A run as it was loaded, until the next run takes it up.
     is_shared : bool
         Whether code of somebody else's runs between two epochs.
+    waits : bool
+        Whether a run is one of several that take turns: it hands over when it has begun, too, and
+        comes to its end together with its last epoch.
     """
 
     def __init__(self, steps: Steps) -> None:
@@ -98,6 +101,7 @@ class Loop:
         self.run: Run | None = None
         self.pending: dict[str, Any] = {}
         self.is_shared = True
+        self.waits = False
 
     def evaluate(self, data: BoundDataset, must_be_finite: bool = False) -> Values:
         """Means over a data set in its own order."""
@@ -127,12 +131,17 @@ class Loop:
             signals.install()
             ending = self._begin(run)
             run.began = True
+            if self.waits:
+                signals.remove()
+                yield {}, run.latest
+                signals.install()
+                ending = ending or interruption(signals)
             while ending is None:
                 ending = self._epoch(run, signals)
                 if ending is StopReason.DIVERGED and self._roll_back(run):
                     ending = None
                     continue
-                if ending in INTERRUPTIONS:
+                if ending in INTERRUPTIONS or (self.waits and ending is not None):
                     break
                 if self.is_shared:
                     signals.remove()  # the consumer's code has its own handlers
@@ -332,13 +341,16 @@ class Loop:
 
     def _save_if_due(self, run: Run) -> StopReason | None:
         """Save, unless what would be saved is not finite."""
-        if run.checkpoint is None or not run.checkpoint.due(run.updates, run.epochs):
+        if run.checkpoint is None or not self._is_due(run, run.checkpoint):
             return None
         ending = self._look_at_parameters()
         if ending is None:
             self._save_best(run)  # first: a step that knows it never lies beside an older one
             self._save(run)
         return ending
+
+    def _is_due(self, run: Run, checkpoint: Checkpoint) -> bool:
+        return checkpoint.due(run.updates, run.epochs)
 
     def _save(self, run: Run) -> None:
         if run.checkpoint is not None:

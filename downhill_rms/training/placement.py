@@ -24,9 +24,12 @@ class Placement:
         Whether this process is the one that writes and shows.
     several : bool
         Whether there are other processes.
+    divides : bool
+        Whether work is divided among devices.
     """
 
     leads = True
+    divides = False
     several = False
 
     def mode(self, mode: Any) -> Any:

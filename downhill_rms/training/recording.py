@@ -52,9 +52,9 @@ class Recording:
         """The same epochs, with what happened and how it ended written down."""
         self.directory.create()
         # Held before anything in the directory is touched: another process may train there.
-        with self.checkpoint, self.history_file, logging_to_file(self.directory.log_path):
+        with self.checkpoint, self.history_file:
             try:
-                yield from epochs
+                yield from in_log(self.directory.log_path, epochs)
             except GeneratorExit:
                 self._finish(loop)
                 raise
@@ -95,6 +95,23 @@ def _result(loop: Loop, error: Exception | None = None) -> dict[str, Any]:
     """How a run ended, as ``result.json`` keeps it."""
     result = {"stop_reason": loop.stop_reason, "updates": loop.steps.update_count}
     return result if error is None else {**result, "error": f"{type(error).__name__}: {error}"}
+
+
+def in_log(path: Path, epochs: Iterator[tuple[Values, Values]]) -> Iterator[tuple[Values, Values]]:
+    """The same epochs, with what the library logs in the run's own time appended to a file.
+
+    Between two epochs nothing is: others may take their turns.
+    """
+    try:
+        while True:
+            with logging_to_file(path):
+                values = next(epochs, None)
+            if values is None:
+                return
+            yield values
+    finally:
+        with logging_to_file(path):
+            epochs.close()  # type: ignore[attr-defined]
 
 
 @contextmanager

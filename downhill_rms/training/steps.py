@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -151,12 +152,29 @@ class Steps:
         self.updates_per_call = 1
         self._updates: dict[Any, CompiledFunction] = {}  # by structure, and whether stacked
         self._update: CompiledFunction | None = None
+        self._variants: dict[Any, Steps] = {}  # by structure
         self._predictions: dict[Any, tuple[CompiledFunction, Inspection]] = {}  # by outputs
         self._schedules: dict[Any, Any] = {}  # functions of the update count
         self.inspection = Inspection.of_graph(graph, self.outputs, self.gradients)
         self.specs = self.inspection.specs
         placement.check(self.specs)
         self._look = BatchInspection(self.inspection, "the batch")
+
+    def variant(self, structure: Any) -> Steps:
+        """The same loss with accumulators, counts and updates of its own, as though never trained.
+
+        The values of all other variables, and the evaluation, are those of both. One of a
+        structure is kept, with what it has compiled.
+        """
+        if structure not in self._variants:
+            kept = copy.copy(self)
+            kept.state = State(self.graph.params, self.graph.param_names)
+            kept._updates, kept._update = {}, None
+            kept.update_count, kept.updates_per_call = 0, 1
+            self._variants[structure] = kept
+        steps = self._variants[structure]
+        steps.mode, steps.hyperparameters = self.mode, self.hyperparameters
+        return steps
 
     def bind(
         self, dataset: Dataset, *, train: bool = False, finite: bool = False, epoch: int = 0

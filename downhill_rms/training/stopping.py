@@ -25,6 +25,8 @@ class StopReason(StrEnum):
     """SIGTERM."""
     OBSERVER = "observer"
     """An observer returned this reason."""
+    HALVED = "halved"
+    """In a sweep that keeps the better half of its runs, this one was in the other."""
     ABANDONED = "abandoned"
     """The consumer of ``iterate`` left its loop."""
     ERROR = "error"

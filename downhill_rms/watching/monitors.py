@@ -100,7 +100,10 @@ class PassMean:
                         value.copy_to_host_async()
             rows = [_rows(values) for values in self._values]
             weights = np.repeat(np.array(self._weights, dtype=float), [len(r) for r in rows])
-            values = np.array([row for block in rows for row in block])
+            if getattr(self._values[0][0], "ndim", 0):
+                values = np.concatenate(rows)
+            else:
+                values = np.array([row for block in rows for row in block])
             # One after the other, so that the sum does not depend on where blocks end.
             terms = np.vstack([self.sums, weights[:, None] * values])
             self.sums = np.cumsum(terms, axis=0)[-1]
@@ -124,8 +127,8 @@ class PassMean:
         return dict(zip(self.names, means.tolist(), strict=True))
 
 
-def _rows(values: Sequence[Any]) -> list[Any]:
+def _rows(values: Sequence[Any]) -> Any:
     """One row of numbers for each minibatch."""
     if getattr(values[0], "ndim", 0):
-        return list(zip(*(np.asarray(column).tolist() for column in values), strict=True))
+        return np.stack([np.asarray(column, dtype=float) for column in values], axis=1)
     return [[float(value) for value in values]]

@@ -23,6 +23,7 @@ from downhill_rms.watching.figures import (
     draw_line,
     explain,
     finish,
+    is_logarithmic,
     line_style,
     open_panels,
     scale_logarithmically,
@@ -258,6 +259,112 @@ def update_ratios(history: History, *, ax: Axes | None = None) -> Figure:
         panels[1].set_ylabel("share at the floor")
         panels[1].set_ylim(-0.05, 1.05)
         panels[0].set_xlabel("")
+    return finish(panels, ax)
+
+
+def hyperparameter_effects(
+    table: Sequence[Mapping[str, Any]],
+    names: str | Sequence[str],
+    value: str = "best loss",
+    *,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw what the runs of a sweep came to against each hyperparameter.
+
+    Every run is a point, and the median of each value's runs a line. An axis is logarithmic where
+    values are positive and span more than a decade. Runs without a finite value are left out.
+
+    Parameters
+    ----------
+    table : sequence of mapping
+        A record for each run, as ``Sweep.table`` returns them.
+    names : str or sequence of str
+        The hyperparameters, one panel each.
+    value : str
+        What is drawn.
+    ax : Axes, optional
+        Where to draw; it takes one hyperparameter.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ValueError
+        If there is no run or no hyperparameter, a record lacks one, or ``ax`` is given with
+        several.
+    ImportError
+        If matplotlib is not installed.
+    """
+    given = [names] if isinstance(names, str) else check_list("names", names, "hyperparameters")
+    if not table or not given or (ax is not None and len(given) > 1):
+        raise ValueError(
+            f"table has {len(table)} runs and names {len(given)} hyperparameters: a picture has "
+            "one of each at least, and axes of one's own take one. Give one."
+        )
+    if lacking := [name for name in (*given, value) if any(name not in row for row in table)]:
+        raise ValueError(
+            f"table has no {shown(lacking[0])} in some record, only {', '.join(table[0])}. Give "
+            "one of these."
+        )
+    panels = open_panels(len(given), ax)
+    for panel, name in zip(panels, given, strict=True):
+        _draw_effect(panel, table, name, value)
+    return finish(panels, ax)
+
+
+def _draw_effect(panel: Axes, table: Sequence[Mapping[str, Any]], name: str, value: str) -> None:
+    """Draw one hyperparameter's runs and the median of each of its values."""
+    pairs = [(row[name], float(row[value])) for row in table if math.isfinite(row[value])]
+    numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x, _ in pairs)
+    values = sorted({x for x, _ in pairs}) if numeric else list(dict.fromkeys(x for x, _ in pairs))
+    places = {x: x if numeric else place for place, x in enumerate(values)}
+    x, y = np.array([places[x] for x, _ in pairs]), np.array([y for _, y in pairs])
+    medians = [float(np.median(y[x == places[one]])) for one in values]
+    dots = panel.plot(x, y, "o", color=GREY, markersize=4, alpha=0.7, label="run")
+    line = draw_line(panel, [places[one] for one in values], np.array(medians), 0, "median")
+    choose_scale(panel, [y])
+    if not numeric:
+        panel.set_xticks(range(len(values)), [str(one) for one in values], parse_math=False)
+    elif is_logarithmic(x.astype(float)):
+        panel.set_xscale("log")
+    panel.set_xlabel(name, parse_math=False)
+    panel.set_ylabel(value, parse_math=False)
+    explain(panel, [*dots, line])
+
+
+def rate_range(test: Any, *, ax: Axes | None = None) -> Figure:
+    """Draw a test of the learning rate's range.
+
+    Parameters
+    ----------
+    test : RateTest
+        What `find_rate` returned.
+    ax : Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    Figure
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    """
+    panels = open_panels(1, ax)
+    panel = panels[0]
+    dots = panel.plot(test.rates, test.losses, ".", color=GREY, alpha=0.6, label="minibatch")
+    lines = [*dots, draw_line(panel, test.rates, test.smoothed, 0, "running mean")]
+    panel.set_xscale("log")
+    choose_scale(panel, [test.losses])
+    if math.isfinite(test.suggestion):
+        label = f"suggested: {test.suggestion:.3g}"
+        lines.append(panel.axvline(test.suggestion, color=COLOURS[1], linestyle="--", label=label))
+    panel.set_xlabel("learning rate")
+    panel.set_ylabel("loss")
+    explain(panel, lines)
     return finish(panels, ax)
 
 

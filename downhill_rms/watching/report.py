@@ -139,15 +139,18 @@ def _fitting(texts: Sequence[str], room: int) -> Iterator[str]:
             yield text
 
 
-def open_progress(wanted: bool | None, total: int | None, epochs: int | None) -> Progress:
+def open_progress(
+    wanted: bool | Progress | None, total: int | None, epochs: int | None
+) -> Progress:
     """A bar where somebody looks, in a terminal or a notebook; else nothing.
 
     In a terminal without tqdm there are lines for what takes long.
 
     Parameters
     ----------
-    wanted : bool or None
-        None for a bar if tqdm is there and the log does not show a line for each epoch.
+    wanted : bool, Progress or None
+        None for a bar if tqdm is there and the log does not show a line for each epoch; one that
+        is open already stays as it is.
     total, epochs : int or None
         The run's limits.
 
@@ -160,6 +163,8 @@ def open_progress(wanted: bool | None, total: int | None, epochs: int | None) ->
     ImportError
         If a bar is asked for and tqdm is not installed.
     """
+    if isinstance(wanted, Progress):
+        return wanted
     if _is_shown(wanted):
         return Bar(total, epochs)
     unseen = wanted is None and sys.stderr.isatty() and not log.isEnabledFor(logging.INFO)

@@ -110,6 +110,11 @@ def test_a_batch_size_that_the_devices_do_not_divide_is_warned_of():
         minimal(devices=4).minimize(np.ones((12, 8)), batch_size=6, max_epochs=1)
 
 
+def test_a_sweep_with_devices_is_refused():
+    with pytest.raises(ValueError, match="The trainer has devices=, and a sweep"):
+        minimal(devices=2).sweep(np.ones((8, 8)), learning_rate=[0.1, 0.01], max_epochs=1)
+
+
 def test_parts_of_minibatches_are_not_made_from_arrays():
     with pytest.raises(ValueError, match="local is given with dataset, which is made from arrays"):
         Dataset(np.ones((12, 8)), local=True)

@@ -3,7 +3,8 @@
 Every trial trains a regression with shuffling and dropout, or (``--problem text``) a small form of
 examples/text.py, which carries a state from minibatch to minibatch, or (``--problem posterior``) a
 variational approximation of a model of PyMC, or (``--problem windows``) a regression on data that
-are read by windows, with a checkpoint every 4 updates, in a process of its own. The process is
+are read by windows, with a checkpoint every 4 updates, or (``--problem sweep``, ``halved``,
+``together``) a sweep of six runs, in a process of its own. The process is
 killed (``--how kill``, signal 9) or interrupted (``--how interrupt``, Ctrl-C) at random instants
 and started again until it comes to its end. Its final parameters, accumulators, best and history
 are compared with those of a run that nobody stopped.
@@ -13,12 +14,16 @@ are compared with those of a run that nobody stopped.
     python -m tests.reliability.kill --trials 50 --problem text
     python -m tests.reliability.kill --trials 50 --problem posterior
     python -m tests.reliability.kill --trials 50 --problem windows
+    python -m tests.reliability.kill --trials 50 --problem sweep
+    python -m tests.reliability.kill --trials 50 --problem halved
+    python -m tests.reliability.kill --trials 50 --problem together
 """
 
 import argparse
 import os
 import pickle
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -30,6 +35,7 @@ import pytensor
 import pytensor.tensor as pt
 
 from downhill_rms import Checkpoint, Dataset, StopReason, Trainer
+from downhill_rms.training import recording
 from examples import text
 
 SIGNALS = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT}
@@ -85,8 +91,55 @@ PROBLEMS = {
 }
 
 
+# Sweeps, by what is special about them.
+SWEEPS = {"sweep": {}, "halved": {"halve_every": 2}, "together": {"how": "together"}}
+
+
+def sweep(directory, mode, problem):
+    """The same of a sweep; runs that go together have no dropout."""
+    trainer, _, _ = regression(mode)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(100, 20))
+    target = features @ rng.normal(size=20)
+    if problem == "together":
+        x, y = pt.matrix("x"), pt.vector("y")
+        w = pytensor.shared(np.zeros(20), name="w")
+        trainer = Trainer(pt.sqr(x @ w - y).mean(), inputs=[x, y], mode=mode)
+    recording.SECONDS_BETWEEN_CHECKPOINTS = 0.1  # of each run
+    found = trainer.sweep(
+        [features[:80], target[:80]],
+        [features[80:], target[80:]],
+        learning_rate=[0.001, 0.1, 3.0],
+        seeds=2,
+        start=lambda rng: {"w": rng.normal(size=20)},
+        run_directory=directory / "sweep",
+        resume=True,
+        seed=2,
+        batch_size=8,
+        patience=2,
+        max_epochs=6,
+        validate_every=1,
+        **SWEEPS[problem],
+    )
+    if any(run.stop_reason is StopReason.INTERRUPTED for run in found.runs):
+        return INTERRUPTED
+    state = dict(found.state)
+    state.pop("history")
+    history = [
+        (
+            *(run.name, str(run.stop_reason), run.best.epoch, run.best.loss),
+            [(r.epoch, r.updates, r.train, r.valid, r.best) for r in run.history],
+        )
+        for run in found.runs
+    ]
+    (directory / "outcome").write_bytes(pickle.dumps((state, history)))
+    return 0
+
+
 def train(directory, mode, problem):
     """Train to the end, or to the next signal, and leave the outcome in a file."""
+    if problem in SWEEPS:
+        return sweep(directory, mode, problem)
     trainer, data, options = PROBLEMS[problem](mode)
     trainer.minimize(
         *data,
@@ -109,6 +162,7 @@ def train(directory, mode, problem):
 
 def start(directory, mode, problem):
     """Fork, so that a trial does not pay for imports; returns the process id."""
+    directory.mkdir(exist_ok=True)
     process = os.fork()
     if process:
         return process
@@ -155,7 +209,7 @@ def main():
     parser.add_argument("--trials", type=int, default=300)
     parser.add_argument("--how", choices=SIGNALS, default="kill")
     parser.add_argument("--mode", default="FAST_COMPILE", help="how PyTensor compiles")
-    parser.add_argument("--problem", choices=PROBLEMS, default="regression")
+    parser.add_argument("--problem", choices=[*PROBLEMS, *SWEEPS], default="regression")
     parser.add_argument("--directory", type=Path, help="where to work")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -168,8 +222,7 @@ def main():
             run_until_done(unbroken, options.mode, options.problem, None, 0)
             seconds = time.perf_counter() - began
             expected = (unbroken / "outcome").read_bytes()
-            for path in unbroken.iterdir():
-                path.unlink()
+            shutil.rmtree(unbroken)
         for trial in range(options.trials):
             directory = Path(folder) / str(trial)
             kind = (options.mode, options.problem, options.how)
