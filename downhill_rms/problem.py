@@ -145,7 +145,7 @@ def load_problem(spec: str, seed: int | None = None) -> Problem:
     Returns
     -------
     Problem
-        Its name, unless it has one of its own, is that of `problem_name`.
+        Its name, unless it has one of its own, is that of ``problem_name``.
 
     Raises
     ------

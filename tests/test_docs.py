@@ -1,44 +1,109 @@
 """Every Python program in README and docs runs as it is printed."""
 
 import importlib
+import itertools
+import json
 import os
 import re
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from downhill_rms.command.cli import main
 
 ROOT = Path(__file__).parent.parent
-PEERS = ("import torch", "import keras", "from pymc_extras")
+DOCS = ROOT / "docs"
+PEERS = {
+    "PyTorch": "torch",
+    "Keras": "keras",
+    "skorch": "skorch",
+    "optax": "optax",
+    "PyMC": "pymc",
+    "downhill": "theano",
+}
+OTHERS = ("from pymc_extras",)  # a program of a library that the tests do not install
+
+
+def blocks(path):
+    """The Python blocks of a page, in order, each with its caption."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        return [("", block) for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    found = re.finditer(
+        r"^( *)\.\. code-block:: python\n(?:\1 +:caption: (.*)\n)?\n((?:(?:\1 +.*)?\n)+)",
+        text,
+        re.MULTILINE,
+    )
+    return [(match[2] or "", textwrap.dedent(match[3])) for match in found]
 
 
 def programs(path):
-    """The Python blocks of a page, in order."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".md":
-        blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    else:
-        found = re.findall(r"\.\. code-block:: python\n\n((?:(?: +.*)?\n)+)", text)
-        blocks = [textwrap.dedent(block) for block in found]
-    return [block for block in blocks if not any(peer in block for peer in PEERS)]
+    """What a reader of a page runs with this library."""
+    return [
+        block
+        for caption, block in blocks(path)
+        if caption not in PEERS and not any(other in block for other in OTHERS)
+    ]
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.rst"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("[!f]*.rst"))]  # not those from_..., see below
 
 
 @pytest.mark.filterwarnings("default::UserWarning")
 @pytest.mark.parametrize("page", [p for p in PAGES if programs(p)], ids=lambda p: p.stem)
 def test_programs_run(page, tmp_path, monkeypatch, capsys):
-    if "import pymc" in "".join(programs(page)):
-        pytest.importorskip("pymc", reason="PyMC is not installed: it needs Python 3.12")
+    needs_pymc("".join(programs(page)))
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
     for block in programs(page):
         exec(compile(block, str(page), "exec"), names)
+
+
+def needs_pymc(program):
+    """Skip where it is not: there is none for Python 3.11."""
+    if "import pymc" in program:
+        pytest.importorskip("pymc", reason="PyMC is not installed: it needs Python 3.12")
+
+
+NEWCOMERS = [
+    pytest.param(page, *found, id=f"{page.stem}-{found[0][0]}")
+    for page in sorted(DOCS.glob("from_*.rst"))
+    for found in itertools.pairwise(blocks(page))
+    if found[0][0] in PEERS
+]
+
+
+@pytest.mark.parametrize(("page", "theirs", "ours"), NEWCOMERS)
+def test_two_programs_beside_each_other_learn_the_same(
+    page, theirs, ours, tmp_path, monkeypatch, capsys
+):
+    """Theirs runs where their library is; what both print last is close."""
+    assert ours[0] == "downhill_rms"
+    needs_pymc(ours[1])
+    monkeypatch.chdir(tmp_path)
+    learnt = [last_number(ours[1], capsys)]
+    tolerance = {"from_downhill": 0.3, "from_pymc": 0.1}.get(page.stem, 0.01)
+    if page.stem == "from_pymc":
+        assert learnt[0] == pytest.approx(0.3, abs=tolerance)
+    elif page.stem != "from_downhill":
+        assert learnt[0] < tolerance  # the squared error of what can be fitted exactly
+    pytest.importorskip(PEERS[theirs[0]], reason=f"{theirs[0]} is not installed")
+    learnt.append(last_number(theirs[1], capsys))
+    assert learnt[1] == pytest.approx(learnt[0], abs=tolerance)
+
+
+def last_number(program, capsys):
+    """The last line that a program prints, a number."""
+    np.random.seed(0)  # programs that draw from NumPy's own generator
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other libraries' deprecations
+        exec(compile(program, "program", "exec"), {"__name__": "__main__"})
+    return float(capsys.readouterr().out.split()[-1])
 
 
 def test_a_trained_model_is_used_by_a_second_process(tmp_path):
@@ -65,3 +130,72 @@ def test_the_page_of_commands_shows_what_they_print(monkeypatch):
     for (command, shown), lines in zip(page.items(), transcripts.printed(list(page)), strict=True):
         printed = transcripts.as_shown(lines, shown)
         assert transcripts.still(command, shown) == transcripts.still(command, printed)
+
+
+SEARCHED = {
+    "predict": {"trained_model"},
+    "save": {"trained_model"},
+    "early stopping": {"guide"},
+    "learning rate": {"guide"},
+    "DataFrame": {"guide"},
+    "GPU": {"guide"},
+    "LSTM": {"recurrent"},
+    "PyMC": {"pymc"},
+    "sweep": {"command_line", "sweeps"},
+    "NaN": {"reliability"},
+    "resume": {"guide", "reliability"},
+    "TensorBoard": {"watching"},
+    "Parquet": {"larger_than_memory"},
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site without its examples' runs, built as strictly as CI builds it."""
+    pytest.importorskip("pydata_sphinx_theme", reason="the extra docs is not installed")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-D", "plot_gallery=0", "-b", "html"]
+    options = {"capture_output": True, "text": True, "check": False, "timeout": 500}
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [*command, "-d", folder / "doctrees", DOCS, folder / "html"], env=environment, **options
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+def found_first(index, words):
+    """The pages that Sphinx's search shows first: titles and index entries, by its own score."""
+    words, scores = words.lower(), {}
+    for weight, entries in ((15, index["alltitles"]), (100, index["indexentries"])):
+        for title, places in entries.items():
+            if words in title.lower() and 2 * len(words) >= len(title):
+                for number, *_ in places:
+                    page = index["docnames"][number]
+                    score = round(weight * len(words) / len(title))
+                    scores[page] = max(scores.get(page, 0), score)
+    best = max(scores.values(), default=0)
+    return {page for page, score in scores.items() if score == best}
+
+
+@pytest.mark.slow
+def test_search_leads_to_the_page_of_a_word(site):
+    text = (site / "searchindex.js").read_text(encoding="utf-8")
+    index = json.loads(text.removeprefix("Search.setIndex(").rstrip().removesuffix(")"))
+    found = {words: found_first(index, words) for words in SEARCHED}
+    assert all(found.values()), found
+    assert {words: pages for words, pages in found.items() if not pages <= SEARCHED[words]} == {}
+
+
+@pytest.mark.slow
+def test_a_page_needs_no_other_machine(site):
+    """Scripts, styles and pictures are files of the site; mathematics needs no script."""
+    pages = sorted(site.rglob("*.html"))
+    assert pages
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|img)[^>]* src=\"https?:[^\"]*", text), page
+        assert not re.findall(r"<link[^>]* rel=\"stylesheet\"[^>]* href=\"https?:", text), page
+    assert '<math xmlns="http://www.w3.org/1998/Math/MathML"' in (
+        site / "mathematics.html"
+    ).read_text(encoding="utf-8")
