@@ -1,5 +1,6 @@
 """Every Python program in README and docs runs as it is printed."""
 
+import doctest
 import importlib
 import itertools
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import downhill_rms
 from downhill_rms.command.cli import main
 
 ROOT = Path(__file__).parent.parent
@@ -199,3 +201,48 @@ def test_a_page_needs_no_other_machine(site):
     assert '<math xmlns="http://www.w3.org/1998/Math/MathML"' in (
         site / "mathematics.html"
     ).read_text(encoding="utf-8")
+
+
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "downhill_rms").rglob("*.py"))
+    if ">>> " in path.read_text(encoding="utf-8")
+]
+# Made by the library and not by its users, or shown on a page of their own.
+WITHOUT_EXAMPLE = {
+    "AdviProblem", "Best", "CheckReport", "CheckpointError", "DataFileError", "Divergence",
+    "DivergenceError", "HistoryError", "LossGraph", "MLflow", "ModelProblem", "ProblemError",
+    "State", "TensorBoard", "advi_problem", "check", "load_problem", "map_problem",
+    "read_checkpoint", "read_data", "read_graph", "rmsprop_updates", "update_telemetry",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(name):
+    failed, tried = doctest.testmod(importlib.import_module(name))
+    assert tried
+    assert not failed
+
+
+def documented():
+    """What reference.rst describes, and its docstring."""
+    module = "downhill_rms"
+    for line in (DOCS / "reference.rst").read_text(encoding="utf-8").splitlines():
+        if line.startswith(".. currentmodule:: "):
+            module = line.split()[-1]
+        elif line.startswith((".. autofunction:: ", ".. autoclass:: ")):
+            name = line.split()[-1]
+            full = name if name.startswith("downhill_rms.") else f"{module}.{name}"
+            if full.startswith("downhill_rms.pymc"):
+                continue
+            holder, _, short = full.rpartition(".")
+            yield short, getattr(importlib.import_module(holder), short).__doc__
+
+
+def test_every_public_object_has_an_example():
+    without = {name for name, text in documented() if ">>> " not in (text or "")}
+    assert without <= WITHOUT_EXAMPLE
+    assert {name for name, _ in documented()} >= set(downhill_rms.__all__) - {
+        "RMSProp",
+        "__version__",
+    }
