@@ -29,7 +29,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
     "mathml",
 ]
-exclude_patterns = ["_build", "gallery/*.ipynb", "gallery/*.py"]
+exclude_patterns = ["_build"]
 default_role = "py:obj"
 
 html_theme = "pydata_sphinx_theme"
@@ -44,7 +44,7 @@ html_theme_options = {
     "logo": {"text": f"downhill_rms {release}"},
     "navbar_end": ["theme-switcher"],
     "navbar_persistent": ["search-button"],
-    "header_links_before_dropdown": 8,
+    "header_links_before_dropdown": 5,
     "secondary_sidebar_items": ["page-toc"],
     "show_prev_next": True,
     "navigation_with_keys": False,
@@ -53,7 +53,9 @@ html_theme_options = {
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
-html_sidebars = {"index": []}
+# Pages that have no pages below them need no list of these.
+ALONE = ("index", "reference", "performance", "mathematics")
+html_sidebars = dict.fromkeys(ALONE, [])
 
 # PyMC needs a newer Python than this package does; its models are described without it.
 autodoc_mock_imports = [] if find_spec("pymc") else ["pymc"]
