@@ -55,7 +55,7 @@ html_theme_options = {
 }
 # Pages that have no pages below them need no list of these.
 ALONE = ("index", "reference", "performance", "mathematics")
-html_sidebars = dict.fromkeys(ALONE, [])
+html_sidebars = {page: [] for page in ALONE}
 
 # PyMC needs a newer Python than this package does; its models are described without it.
 autodoc_mock_imports = [] if find_spec("pymc") else ["pymc"]
@@ -106,7 +106,8 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,  # how long it took in FAST_COMPILE says nothing
     "write_computation_times": False,
     "download_all_examples": True,
-    "image_scrapers": ("matplotlib",),
+    "image_scrapers": ("matplotlib", "pictures.last_figure"),
+    "ignore_repr_types": r"matplotlib",
     "thumbnail_size": (400, 280),
 }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from matplotlib.figure import Figure
+from sphinx_gallery.scrapers import figure_rst
 
 from downhill_rms import Dataset, Trainer, plots
 from downhill_rms.command.demos import run_demo
@@ -90,6 +91,20 @@ def ratios():
     axes.set_xlabel("the other's figure by ours")
     axes.legend()
     return figure
+
+
+def last_figure(block, block_vars, gallery_conf):
+    """The figure that an example's block ends with, for the gallery, as a notebook shows it.
+
+    Those of `downhill_rms.plots` are none of pyplot's, which the gallery finds by itself.
+    """
+    figure = block_vars["example_globals"].get("___")  # where the gallery keeps it
+    if not isinstance(figure, Figure) or figure.get_gid() == "in the gallery":
+        return ""
+    path = next(block_vars["image_path_iterator"])
+    figure.savefig(path)
+    figure.set_gid("in the gallery")  # it is the last one until another block has one
+    return figure_rst([path], gallery_conf["src_dir"])
 
 
 def draw(folder):

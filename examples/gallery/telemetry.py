@@ -6,7 +6,6 @@ Two figures for each parameter say whether the learning rate and the regularizer
 loss does. Both are outputs of the compiled update: ask for them with ``monitor_updates=True``.
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -52,4 +51,3 @@ for regularizer in (1e-8, 1e-5, 1e-1):
 # %%
 # :func:`~downhill_rms.plots.update_ratios` draws both over a run.
 dr.plots.update_ratios(run(learning_rate=1e-2, rms_regularizer=1e-5).history)
-plt.show()

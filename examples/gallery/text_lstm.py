@@ -9,7 +9,6 @@ text, and the network's state goes on from one to the next, as in Graves' paper.
 
 import logging
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -18,15 +17,13 @@ from pytensor.tensor.special import log_softmax
 import downhill_rms as dr
 
 logging.getLogger("downhill_rms").setLevel(logging.ERROR)
-UNITS, ROWS, LENGTH = 32, 64, 8
+UNITS, ROWS, LENGTH = 24, 32, 8
 
 # %%
-# A text: 3,600 words of a small language, in which a sentence has an animal, a verb and a place.
+# A text: 2,400 words of a small language, in which a sentence has an animal, a verb and a place.
 rng = np.random.default_rng(0)
 words = [["cat", "dog", "cow", "hen"], ["sat", "ran", "slept"], ["here", "there", "outside"]]
-text = " ".join(
-    " ".join(kind[rng.integers(len(kind))] for kind in words) + "." for _ in range(1200)
-)
+text = " ".join(" ".join(kind[rng.integers(len(kind))] for kind in words) + "." for _ in range(800))
 alphabet, codes = np.unique(list(text), return_inverse=True)
 codes = codes.astype("int32")
 print(text[:70], "...", len(text), "letters,", len(alphabet), "different ones")
@@ -79,7 +76,7 @@ trainer.minimize(
     max_gradient_elem=1,
     monitor="bits",
     validate_every=1,
-    max_epochs=6,
+    max_epochs=5,
 )
 print(f"{trainer.best.monitors['bits']:.2f} bits a letter, {np.log2(len(alphabet)):.2f} by chance")
 
@@ -96,4 +93,3 @@ print("".join(alphabet[written]))
 
 # %%
 dr.plots.learning_curves(trainer.history, monitors=["bits"])
-plt.show()
