@@ -1,15 +1,20 @@
 """The pictures of the documentation, drawn anew by every build."""
 
+import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
 from matplotlib.figure import Figure
+from sphinx_gallery.scrapers import figure_rst
 
 from downhill_rms import Dataset, Trainer, plots
 from downhill_rms.command.demos import run_demo
+
+NUMBER = re.compile(r"[\d.]+")
 
 
 def update_ratios():
@@ -64,6 +69,44 @@ def depth():
     return figure
 
 
+def ratios():
+    """The others' figures by ours, with quartiles, as ``tests.benchmarks.table`` wrote them."""
+    with (Path(__file__).parent / "tables" / "zen4.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    figure = Figure(figsize=(9, 9), layout="constrained")
+    axes = figure.add_subplot()
+    names = {"torch": "PyTorch", "optax": "optax", "scikit-learn": "scikit-learn"}
+    for number, (name, label) in enumerate(names.items()):
+        drawn = [(place, row[name]) for place, row in enumerate(rows) if row[name]]
+        figures = np.array([[float(n) for n in NUMBER.findall(cell)] for _, cell in drawn])
+        middle, low, high = figures.T
+        places = np.array([place for place, _ in drawn]) + 0.3 * (number - 1)
+        whiskers = [middle - low, high - middle]
+        axes.barh(places, middle - 1, 0.3, left=1, xerr=whiskers, label=label, ecolor="0.4")
+    axes.set_yticks(range(len(rows)), [row["rung"] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xticks([0.5, 1, 2, 5, 10], ["0.5", "1", "2", "5", "10"])
+    axes.axvline(1, color="0.2", linewidth=1)
+    axes.set_xlabel("the other's figure by ours")
+    axes.legend()
+    return figure
+
+
+def last_figure(block, block_vars, gallery_conf):
+    """The figure that an example's block ends with, for the gallery, as a notebook shows it.
+
+    Those of `downhill_rms.plots` are none of pyplot's, which the gallery finds by itself.
+    """
+    figure = block_vars["example_globals"].get("___")  # where the gallery keeps it
+    if not isinstance(figure, Figure) or figure.get_gid() == "in the gallery":
+        return ""
+    path = next(block_vars["image_path_iterator"])
+    figure.savefig(path)
+    figure.set_gid("in the gallery")  # it is the last one until another block has one
+    return figure_rst([path], gallery_conf["src_dir"])
+
+
 def draw(folder):
     """Draw all of them into a folder, without compiling anything."""
     folder = Path(folder)
@@ -75,3 +118,4 @@ def draw(folder):
         update_ratios().savefig(folder / "update_ratios.png")
         growth().savefig(folder / "growth.png")
         depth().savefig(folder / "depth.png")
+        ratios().savefig(folder / "ratios.png")

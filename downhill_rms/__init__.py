@@ -117,6 +117,13 @@ def build(algo: str, loss: Any, *args: Any, **kwargs: Any) -> Trainer:
     ------
     ValueError
         For another algorithm.
+
+    Examples
+    --------
+    >>> import pytensor
+    >>> w = pytensor.shared(1.0, name="w")
+    >>> build("rmsprop", w**2).graph.param_names
+    ('w',)
     """
     if not isinstance(algo, str) or algo.lower() != "rmsprop":
         raise ValueError(

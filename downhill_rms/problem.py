@@ -57,6 +57,14 @@ class Problem:
         ``min_improvement``, ``validate_every``, ``monitor``, ``higher_is_better``,
         ``restore_best``, ``on_divergence`` and ``updates_per_call`` of ``Trainer.iterate``, and
         for ``monitor_gradients`` and ``monitor_updates`` of `Trainer`.
+
+    Examples
+    --------
+    >>> import pytensor
+    >>> w = pytensor.shared(1.0, name="w")
+    >>> problem = Problem(loss=w**2, hyperparameters={"learning_rate": 0.1})
+    >>> problem.trainer("FAST_COMPILE").graph.param_names
+    ('w',)
     """
 
     name: str = "problem"
@@ -147,7 +155,7 @@ def load_problem(spec: str, seed: int | None = None) -> Problem:
     Returns
     -------
     Problem
-        Its name, unless it has one of its own, is that of `problem_name`.
+        Its name, unless it has one of its own, is that of ``problem_name``.
 
     Raises
     ------

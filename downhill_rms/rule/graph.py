@@ -46,7 +46,7 @@ class LossGraph:
         What an evaluation assigns: the next states of the generators it uses, the next values of
         carried variables, and nothing else.
     assigned_names : tuple of str
-        One unique name for each variable in `assigned`.
+        One unique name for each variable in ``assigned``.
     carried, carried_names : tuple of SharedVariable, tuple of str
         Variables that one minibatch hands to the next, which ``updates`` has too.
     params_said, inputs_said : bool

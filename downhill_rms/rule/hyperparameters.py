@@ -76,6 +76,14 @@ class Hyperparameters:
         For an unknown name or a value of the wrong type.
     ValueError
         For a value out of range, or two that exclude each other.
+
+    Examples
+    --------
+    >>> hyperparameters = Hyperparameters(learning_rate=0.01)
+    >>> hyperparameters.replace(momentum=0.9).momentum
+    0.9
+    >>> dict(hyperparameters)["learning_rate"]
+    0.01
     """
 
     learning_rate: float | Callable[[Any], Any] | Any = 1e-4

@@ -37,6 +37,11 @@ def preset(name: str, /, **arguments: Any) -> Hyperparameters:
         For an argument that the library does not have.
     ValueError
         For an unknown library, or an argument that cannot be expressed here.
+
+    Examples
+    --------
+    >>> preset("torch", lr=0.001, alpha=0.9).decay
+    0.9
     """
     build = PRESETS[check_choice("name", name, list(PRESETS))]
     known = inspect.signature(build).parameters
@@ -81,6 +86,11 @@ def graves(
     sequence, as in eq. 6 and 15. Of a loss that is averaged over time they are as many times
     smaller as the square of the length, and 1e-4 then holds most updates down: sum over time, and
     average over sequences alone.
+
+    Examples
+    --------
+    >>> graves().momentum
+    0.9
     """
     return Hyperparameters(
         learning_rate=learning_rate, decay=decay, momentum=momentum, rms_regularizer=epsilon
@@ -101,7 +111,13 @@ def downhill(
     max_gradient_elem: float = 0,
     max_gradient_norm: float = 0,
 ) -> Hyperparameters:
-    """``downhill.RMSProp`` 0.4. With both clips given, downhill ignores the norm's."""
+    """``downhill.RMSProp`` 0.4. With both clips given, downhill ignores the norm's.
+
+    Examples
+    --------
+    >>> downhill(rms_halflife=10).rms_halflife
+    10.0
+    """
     if nesterov and momentum:
         _refuse(
             "downhill",
@@ -124,6 +140,11 @@ def hinton(learning_rate: float = 1e-3, decay: float = 0.9) -> Hyperparameters:
     """T. Tieleman and G. Hinton, Lecture 6.5, Coursera, 2012.
 
     The lecture divides by the bare root; 1e-8 inside it keeps 0/0 out.
+
+    Examples
+    --------
+    >>> hinton().centered
+    False
     """
     return Hyperparameters(learning_rate=learning_rate, decay=decay, centered=False)
 
@@ -138,6 +159,11 @@ def puzzlelib(
 
     Its page prints epsilon inside the root and a default factor of 0.1; its code, followed here,
     adds epsilon to the root and has 0.9, which the page recommends.
+
+    Examples
+    --------
+    >>> puzzlelib(learnRate=0.01).learning_rate
+    0.01
     """
     if nodeinfo is not None:
         _refuse("puzzlelib", "nodeinfo", nodeinfo, "Leave it out: training runs on one node.")
@@ -151,7 +177,13 @@ def puzzlelib(
 
 
 def d2l(lr: float = 0.01, gamma: float = 0.9, eps: float = 1e-6) -> Hyperparameters:
-    """A. Zhang et al., "Dive into Deep Learning", chapter 12.8."""
+    """A. Zhang et al., "Dive into Deep Learning", chapter 12.8.
+
+    Examples
+    --------
+    >>> d2l(lr=0.4, gamma=0.9).decay
+    0.9
+    """
     return Hyperparameters(learning_rate=lr, decay=gamma, rms_regularizer=eps, centered=False)
 
 
@@ -163,7 +195,13 @@ def lucid(
     momentum: float = 0,
     centered: bool = False,
 ) -> Hyperparameters:
-    """``lucid.optim.RMSprop``: its code adds eps to the root, its page prints it inside."""
+    """``lucid.optim.RMSprop``: its code adds eps to the root, its page prints it inside.
+
+    Examples
+    --------
+    >>> lucid().regularize
+    'rms'
+    """
     _refuse_schedule("lucid", "lr", lr)
     return Hyperparameters(
         learning_rate=lr,
@@ -192,6 +230,11 @@ def torch(
 
     ``foreach`` and ``capturable`` choose torch's implementation, not its results. torch multiplies
     its velocity by lr after the decay, so that the two agree while lr is constant.
+
+    Examples
+    --------
+    >>> torch(lr=0.001, alpha=0.99).regularize
+    'rms'
     """
     _refuse_schedule("torch", "lr", lr)
     if maximize:
@@ -218,7 +261,13 @@ def keras(
     gradient_accumulation_steps: int | None = None,
     name: str | None = None,
 ) -> Hyperparameters:
-    """``keras.optimizers.RMSprop`` of Keras 3."""
+    """``keras.optimizers.RMSprop`` of Keras 3.
+
+    Examples
+    --------
+    >>> keras(clipnorm=1.0).max_gradient_norm
+    1.0
+    """
     _refuse_schedule("keras", "learning_rate", learning_rate)
     if use_ema:
         _refuse("keras", "use_ema", use_ema, "Weights are not averaged here; leave it out.")
@@ -257,6 +306,11 @@ def tf1(
     """``tf.compat.v1.train.RMSPropOptimizer``, whose mean square starts at 1.
 
     It has no default learning rate; 1e-3 stands in. ``use_locking`` changes no result.
+
+    Examples
+    --------
+    >>> tf1(learning_rate=0.01).initial_accumulator
+    1.0
     """
     _refuse_schedule("tf1", "learning_rate", learning_rate)
     return Hyperparameters(
@@ -280,7 +334,13 @@ def optax(
     nesterov: bool = False,
     bias_correction: bool = False,
 ) -> Hyperparameters:
-    """``optax.rmsprop``. It has no default learning rate; 1e-3 stands in."""
+    """``optax.rmsprop``. It has no default learning rate; 1e-3 stands in.
+
+    Examples
+    --------
+    >>> optax(eps_in_sqrt=False).regularize
+    'rms'
+    """
     _refuse_schedule("optax", "learning_rate", learning_rate)
     return Hyperparameters(
         learning_rate=learning_rate,
@@ -296,7 +356,13 @@ def optax(
 
 
 def lasagne(learning_rate: float = 1.0, rho: float = 0.9, epsilon: float = 1e-6) -> Hyperparameters:
-    """``lasagne.updates.rmsprop``."""
+    """``lasagne.updates.rmsprop``.
+
+    Examples
+    --------
+    >>> lasagne(rho=0.95).decay
+    0.95
+    """
     return Hyperparameters(
         learning_rate=learning_rate, decay=rho, rms_regularizer=epsilon, centered=False
     )

@@ -30,6 +30,11 @@ class Schedule:
         Given n as a float64 scalar, then the arguments; returns a scalar expression.
     arguments : tuple
         Those of the function that made it.
+
+    Examples
+    --------
+    >>> cosine(0.01, 2000) == cosine(0.01, 2000)
+    True
     """
 
     formula: Callable[..., Any]
@@ -68,6 +73,13 @@ def cosine(start: float, updates: int, end: float = 0.0) -> Schedule:
     ----------
     .. [1] I. Loshchilov and F. Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts",
        ICLR 2017, equation 5 without restarts; optax's ``cosine_decay_schedule``.
+
+    Examples
+    --------
+    >>> import pytensor.tensor as pt
+    >>> rate = cosine(0.01, 100)
+    >>> [round(float(rate(pt.constant(t)).eval()), 4) for t in (1, 51, 101)]
+    [0.01, 0.005, 0.0]
     """
     first, last = check_number("start", start), check_number("end", end)
     return Schedule(_cosine, (first, check_count("updates", updates), last))
@@ -101,6 +113,13 @@ def exponential(start: float, factor: float, updates: int) -> Schedule:
     Notes
     -----
     It is optax's ``exponential_decay(start, updates, factor)``.
+
+    Examples
+    --------
+    >>> import pytensor.tensor as pt
+    >>> rate = exponential(0.01, 0.1, 100)
+    >>> [round(float(rate(pt.constant(t)).eval()), 4) for t in (1, 101)]
+    [0.01, 0.001]
     """
     first, by = check_number("start", start), check_number("factor", factor, open_low=True)
     return Schedule(_exponential, (first, by, check_count("updates", updates)))
@@ -133,6 +152,13 @@ def linear_warmup(then: float | Schedule, updates: int, start: float = 0.0) -> S
     ----------
     .. [1] P. Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", 2017,
        section 2.2; optax's ``join_schedules`` of a ``linear_schedule`` and what follows.
+
+    Examples
+    --------
+    >>> import pytensor.tensor as pt
+    >>> rate = linear_warmup(0.01, 100)
+    >>> [round(float(rate(pt.constant(t)).eval()), 4) for t in (1, 51, 201)]
+    [0.0, 0.005, 0.01]
     """
     following = then if isinstance(then, Schedule) else check_number("then", then)
     first = check_number("start", start)
@@ -177,6 +203,13 @@ def one_cycle(
     ----------
     .. [1] L. N. Smith and N. Topin, "Super-Convergence: Very Fast Training of Neural Networks
        Using Large Learning Rates", 2017; optax's ``cosine_onecycle_schedule``.
+
+    Examples
+    --------
+    >>> import pytensor.tensor as pt
+    >>> rate = one_cycle(0.01, 100)
+    >>> [round(float(rate(pt.constant(t)).eval()), 4) for t in (1, 31, 101)]
+    [0.0004, 0.01, 0.0]
     """
     highest, cycle = check_number("peak", peak), check_count("updates", updates)
     part = check_number("warmup", warmup, 0, 1)
@@ -219,6 +252,13 @@ def inverse_sqrt(peak: float, warmup: int) -> Schedule:
     References
     ----------
     .. [1] A. Vaswani et al., "Attention Is All You Need", 2017, equation 3.
+
+    Examples
+    --------
+    >>> import pytensor.tensor as pt
+    >>> rate = inverse_sqrt(0.01, 100)
+    >>> [round(float(rate(pt.constant(t)).eval()), 4) for t in (100, 400)]
+    [0.01, 0.005]
     """
     return Schedule(_inverse_sqrt, (check_number("peak", peak), check_count("warmup", warmup)))
 
@@ -245,6 +285,13 @@ def piecewise(values: Sequence[float], boundaries: Sequence[int]) -> Schedule:
     Notes
     -----
     It is optax's ``piecewise_constant_schedule``, which is given factors instead of values.
+
+    Examples
+    --------
+    >>> import pytensor.tensor as pt
+    >>> rate = piecewise([0.01, 0.001], [100])
+    >>> [round(float(rate(pt.constant(t)).eval()), 4) for t in (100, 101)]
+    [0.01, 0.001]
     """
     rates = tuple(
         check_number(f"values[{i}]", value)
@@ -290,6 +337,11 @@ def parse_schedule(text: str) -> Schedule:
     ------
     ValueError
         For anything else.
+
+    Examples
+    --------
+    >>> parse_schedule("linear_warmup(cosine(1e-2, 2000), 100)")
+    linear_warmup(cosine(0.01, 2000, 0.0), 100, 0.0)
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body

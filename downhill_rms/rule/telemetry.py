@@ -45,7 +45,7 @@ def update_telemetry(
     Returns
     -------
     list of Variable
-        Scalars, named by `telemetry_names`. The ratio of a parameter that stays 0 is 0.
+        Scalars, named by ``telemetry_names``. The ratio of a parameter that stays 0 is 0.
     """
     new = dict(updates)
     ratios = [_ratio(param, new[param]) for param in state.names]

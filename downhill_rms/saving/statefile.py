@@ -106,6 +106,14 @@ def write_state(
         If it cannot be written; an old file is intact then, and nothing else is left.
     TypeError
         If the state holds what such a file cannot.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "state.npz")
+    >>> write_state(path, {"w": np.zeros(3), "updates": 10})
+    >>> read_state(path)["w"]
+    array([0., 0., 0.])
     """
     path = check_path("path", path)
     for name, values in (("state", state), ("metadata", metadata or {})):
@@ -196,6 +204,14 @@ def read_state(path: Path) -> dict[str, Any]:
     CheckpointError
         If the file is not there, is damaged, or is no checkpoint of this format. Nothing in it is
         executed, and no more is allocated than the file holds.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp(), "state.npz")
+    >>> write_state(path, {"w": np.zeros(3), "updates": 10})
+    >>> read_state(path)["updates"]
+    10
     """
     with _opened(check_path("path", path)) as (archive, header):
         state = dict(header["values"])

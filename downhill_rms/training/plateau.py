@@ -67,6 +67,18 @@ def reduce_on_plateau(
     Notes
     -----
     It is torch's ``ReduceLROnPlateau`` with its relative threshold.
+
+    Examples
+    --------
+    >>> import numpy as np, pytensor, pytensor.tensor as pt
+    >>> from downhill_rms import Trainer
+    >>> x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    >>> trainer = Trainer(pt.sqr(x - w).mean(), mode="FAST_COMPILE")
+    >>> options = {"max_epochs": 40, "patience": 20, "validate_every": 1, "learning_rate": 0.1}
+    >>> observers = [reduce_on_plateau(trainer, factor=0.5)]
+    >>> _ = trainer.minimize([np.ones(64)], observers=observers, **options)
+    >>> trainer.hyperparameters.learning_rate < 0.1
+    True
     """
     check_number("factor", factor, 0, 1, open_low=True)
     check_count("cooldown", cooldown, 0)

@@ -9,7 +9,13 @@ from downhill_rms.rule import check_flag, check_number
 
 
 class StopReason(StrEnum):
-    """Why the last run ended."""
+    """Why the last run ended.
+
+    Examples
+    --------
+    >>> StopReason.PATIENCE == "patience"
+    True
+    """
 
     PATIENCE = "patience"
     """More than ``patience`` validations in a row brought no improvement."""

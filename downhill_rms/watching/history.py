@@ -62,6 +62,11 @@ class Record:
         The learning rate of the epoch's last update.
     valid_is_train : bool
         Whether the training data were validated on, for want of others.
+
+    Examples
+    --------
+    >>> Record(1, 10, 0.5, {"loss": 2.0}, {"loss": 3.0}).train
+    {'loss': 2.0}
     """
 
     epoch: int
@@ -128,6 +133,13 @@ class History:
     """The records of a trainer, oldest first.
 
     A record is an index away (``history[-1]``); ``to_dict`` gives columns.
+
+    Examples
+    --------
+    >>> history = History()
+    >>> history.append(Record(1, 10, 0.5, {"loss": 2.0}, {"loss": 3.0}))
+    >>> history.to_dict()["train_loss"]
+    array([2.])
     """
 
     records: list[Record] = field(default_factory=list)

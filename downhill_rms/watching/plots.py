@@ -79,6 +79,14 @@ def learning_curves(
         given with several monitors.
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from downhill_rms.history import Record
+    >>> history = History()
+    >>> history.append(Record(1, 10, 0.5, {"loss": 2.0}, {"loss": 3.0}))
+    >>> len(learning_curves(history).axes)
+    1
     """
     names = [monitors] if isinstance(monitors, str) else check_list("monitors", monitors, "names")
     runs = _named_runs(histories)
@@ -121,6 +129,12 @@ def decay_coefficients(
         If a decay or the number of steps is out of range.
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> figure = decay_coefficients([0.9, 0.99])
+    >>> len(figure.axes)
+    1
     """
     given = check_list("decays", decays, "numbers")
     decays = [check_number(f"decays[{i}]", decay, 0, 1) for i, decay in enumerate(given)]
@@ -175,6 +189,12 @@ def trace_2d(
         If ``trace`` has another shape, or no finite point.
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> figure = trace_2d(lambda a, b: a**2 + b**2, [(2, 1), (1, 0.5), (0, 0)], names=("a", "b"))
+    >>> figure.axes[0].get_xlabel()
+    'a'
     """
     points = _as_points(trace)
     first, second = _axis_names(names)
@@ -233,6 +253,15 @@ def update_ratios(history: History, *, ax: Axes | None = None) -> Figure:
         If the history has no such monitors.
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> from downhill_rms.history import Record
+    >>> history = History()
+    >>> values = {"update_ratio(w)": 1e-3, "at_floor(w)": 0.2}
+    >>> history.append(Record(1, 10, 0.5, values, values))
+    >>> len(update_ratios(history).axes)
+    2
     """
     if not isinstance(history, History):
         raise TypeError(f"history is {shown(history)}: it takes a History. Give trainer.history.")

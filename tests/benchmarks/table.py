@@ -1,10 +1,11 @@
-"""The figures of a JSON file as a table of docs/performance.
+"""The figures of a JSON file as a table of docs/performance, in CSV.
 
-python -m tests.benchmarks.table FILE
+python -m tests.benchmarks.table FILE > docs/tables/NAME.csv
 
 The file is one of ``python -m tests.benchmarks`` or of ``python -m tests.benchmarks.depth``.
 """
 
+import csv
 import json
 import statistics
 import sys
@@ -30,23 +31,27 @@ def name_of(contestant):
 
 
 def table(results):
-    """A list-table: medians of the first contestant, and the others' ratios with quartiles."""
-    rows = [["rung", "this library", "others' figure by ours (quartiles)"]]
+    """Medians of the first contestant, and a column of ratios with quartiles for each other."""
+    rows = []
     for rung, entry in results["rungs"].items():
         first, *_ = entry["figures"]
-        others = []
+        others = {}
         for name, values in ratios(entry).items():
             low, middle, high = spread(values)
-            others.append(f"{name_of(name)} {middle:.2f} ({low:.2f} to {high:.2f})")
+            others[name_of(name)] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
         middle = statistics.median(entry["figures"][first])
         usage = USAGES.get(first.partition(":")[2])
         figure = f"{middle:,.1f} {entry['unit']}" + (f" ({usage})" if usage else "")
-        rows.append([f"{rung.split()[0]}: {entry['title']}", figure, "; ".join(others)])
-    return list_table(rows)
+        rows.append((f"{rung.split()[0]}: {entry['title']}", figure, others))
+    columns = list(dict.fromkeys(name for *_, others in rows for name in others))
+    return [
+        ["rung", "this library takes", *columns],
+        *([rung, ours, *map(others.get, columns)] for rung, ours, others in rows),
+    ]
 
 
 def depth_table(found):
-    """A list-table: what compiling takes, and milliseconds for an update."""
+    """What compiling takes, and milliseconds for an update."""
     rows = [
         ["", "empty cache", "warm", "an update", "PyTorch's", "optax's", "``jax.jit``, in all"],
     ]
@@ -58,17 +63,10 @@ def depth_table(found):
             row.append(f"{costs[name]['warm']['update']:.2f} ms" if name in costs else "")
         row.append(f"{costs['optax']['empty']['processor']:.1f} s" if "optax" in costs else "")
         rows.append(row)
-    return list_table(rows)
-
-
-def list_table(rows):
-    """Rows in reStructuredText, of which the first has the headings."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for row in rows:
-        lines += [f"   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(row)]
-    return "\n".join(lines)
+    return rows
 
 
 if __name__ == "__main__":
     results = json.loads(Path(sys.argv[1]).read_text())
-    print(table(results) if "rungs" in results else depth_table(results))
+    rows = table(results) if "rungs" in results else depth_table(results)
+    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
