@@ -4,9 +4,9 @@
 
 Every way trains the rung's network from one start with K learning rates. *separate* makes K
 trainers in one process, compiled once each by the cache on disk, and trains one after the other;
-*again* trains one trainer K times; *in turns*, *together* and *together, JAX* are `Trainer.sweep`;
-*optax* is ``jax.vmap`` over the runs with a scan over an epoch's minibatches, and *optax, call* one
-call for each minibatch. The ways take turns, round by round, and each time is divided by that of
+*again* trains one trainer K times; *in turns*, *together* and *together, JAX* are `Trainer.sweep`,
+*together, many* the same with 50 updates in a call; *optax* is ``jax.vmap`` over the runs with a
+scan over an epoch's minibatches, and *optax, call* one call for each minibatch. The ways take turns, round by round, and each time is divided by that of
 *separate* in the same round. Printed are microseconds for one run's update without building, and
 seconds from the beginning to the table with it: there *processes* are K processes of their own, one
 after the other. The losses of all ways are compared. ``--memory`` prints what K runs in turns add
@@ -33,6 +33,7 @@ from tests.benchmarks.worker import peak_bytes, resident_bytes
 
 RUNS = {"A": 32, "B": 8, "C": 4}  # unless others are asked for
 UPDATES = {"A": 6000, "B": 1120, "C": 200}
+TOGETHER = 50  # updates in a call, of what makes many
 LIMITS = {"validate_every": 10**9, "patience": np.inf, "restore_best": False, "progress": False}
 
 
@@ -51,7 +52,7 @@ def problem(name, usage=""):
     return trainer, data, first, {**LIMITS, **rule}
 
 
-def swept(name, count, updates, how, mode=""):
+def swept(name, count, updates, how, mode="", together=1):
     """A sweep with one trainer, which is made at once and compiles when it is first called."""
     ours.USAGES.setdefault("JAX", ("JAX", 1))
     trainer, data, first, options = problem(name, mode)
@@ -60,6 +61,7 @@ def swept(name, count, updates, how, mode=""):
     def run():
         trainer.parameters.set(start)
         given = {**options, "learning_rate": rates(count), "how": how, "max_updates": updates}
+        given["updates_per_call"] = together
         found = trainer.sweep(data, first, **given)
         return [run.history[-1].valid["loss"] for run in found.runs]
 
@@ -143,6 +145,7 @@ def ways_of(name, count, updates):
         "again": one_after_the_other(*given, again=True),
         "in turns": swept(*given, "in turns"),
         "together": swept(*given, "together"),
+        "together, many": swept(*given, "together", together=TOGETHER),
         "together, JAX": swept(*given, "together", "JAX"),
         "optax": vmapped(*given, True),
         "optax, call": vmapped(*given, False),
@@ -159,9 +162,10 @@ def show(title, unit, figures, digits=2):
         print(f"{text}  times as fast {middle:6.2f} (quartiles {low:.2f} to {high:.2f})")
 
 
-def updates_alone(name, count, updates, rounds):
+def updates_alone(name, count, updates, rounds, wanted=None):
     """Microseconds for one run's update, of ways that have compiled."""
     ways = ways_of(name, count, updates)
+    ways = {way: ways[way] for way in wanted or ways}
     checks = {way: float(np.mean(run())) for way, run in ways.items()}
     figures = {way: [] for way in ways}
     for _ in range(rounds):
@@ -249,6 +253,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-building", action="store_true", help="measure updates alone")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--ways", nargs="+", help="some of them alone, for the updates alone")
     parser.add_argument("--whole", help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in options.rung:
@@ -261,7 +266,7 @@ def main():
             memory(name, count, updates)
             continue
         print(processor())
-        updates_alone(name, count, updates, options.rounds)
+        updates_alone(name, count, updates, options.rounds, options.ways)
         if not options.no_building:
             with_building(name, count, updates, min(options.rounds, 3))
 
