@@ -6,8 +6,9 @@ Every way trains the rung's network from one start with K learning rates. *separ
 trainers in one process, compiled once each by the cache on disk, and trains one after the other;
 *again* trains one trainer K times; *in turns*, *together* and *together, JAX* are `Trainer.sweep`,
 *together, many* the same with 50 updates in a call; *optax* is ``jax.vmap`` over the runs with a
-scan over an epoch's minibatches, and *optax, call* one call for each minibatch. The ways take turns, round by round, and each time is divided by that of
-*separate* in the same round. Printed are microseconds for one run's update without building, and
+scan over an epoch's minibatches, and *optax, call* one call for each minibatch. The
+ways take turns, round by round, and each time is divided by that of *separate* in the same round.
+Printed are microseconds for one run's update without building, and
 seconds from the beginning to the table with it: there *processes* are K processes of their own, one
 after the other. The losses of all ways are compared. ``--memory`` prints what K runs in turns add
 to a process beside what one run adds. Needs the extra ``bench``.
