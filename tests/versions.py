@@ -37,7 +37,8 @@ BACKEND_TESTS = [
     *("tests/compiling/test_fusing.py", "tests/compiling/test_graphcache.py"),
     *("tests/compiling/test_columns.py", "tests/compiling/test_products.py"),
     *("tests/compiling/test_threads.py", "tests/compiling/test_tiledloops.py"),
-    "tests/compiling/test_productupdates.py",
+    *("tests/compiling/test_productupdates.py", "tests/compiling/test_jaxlinker.py"),
+    "tests/parallel/test_mesh.py",
 ]
 NEEDED = ("hypothesis", "jax", "pytest", "pytest-xdist")
 
