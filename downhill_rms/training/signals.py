@@ -40,8 +40,8 @@ class StopSignals:
     def install(self) -> None:
         """Put the handlers in place of whatever was there."""
         if threading.current_thread() is threading.main_thread() and not self._former:
-            heard = [n for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
-            self._former = {number: signal.signal(number, self._note) for number in heard}
+            heard = [number for number in SIGNALS if get_handler(number) != signal.SIG_IGN]
+            self._former = {number: set_handler(number, self._note) for number in heard}
 
     def bear_one_more(self) -> None:
         """Take note of one more, whatever came before: what is being saved would be lost."""
@@ -52,7 +52,7 @@ class StopSignals:
         while self._former:
             number, handler = self._former.popitem()
             # None stands for a handler that was not installed from Python.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+            set_handler(number, signal.SIG_DFL if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._borne:
