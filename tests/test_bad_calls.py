@@ -202,6 +202,8 @@ TRAINER = {
     "carried": anything,
     "monitor_updates": flag,
     "mode": anything,
+    "devices": anything,
+    "shard_above": lambda value: value is None,
 }
 
 
@@ -411,6 +413,7 @@ CALLS = {
             "shuffle": optional(one_of("samples", "batches")),
             "prefetch": count(0),
             "window": optional(count()),
+            "local": lambda value: None if flag(value) else False,
         },
     ),
     "sequences": (

@@ -202,6 +202,7 @@ MODULES = [
 WITHOUT_EXAMPLE = {
     "AdviProblem", "Best", "CheckReport", "CheckpointError", "DataFileError", "Divergence",
     "DivergenceError", "HistoryError", "LossGraph", "MLflow", "ModelProblem", "ProblemError",
+    "RateTest", "Sweep", "SweepDirectoryError", "SweptRun",
     "State", "TensorBoard", "advi_problem", "check", "load_problem", "map_problem",
     "read_checkpoint", "read_data", "read_graph", "rmsprop_updates", "update_telemetry",
 }  # fmt: skip

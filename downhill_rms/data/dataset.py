@@ -138,6 +138,8 @@ class Dataset:
                     "shuffle is 'batches' for data that are read by windows: those have samples "
                     "permuted in each. Give 'samples' or None."
                 )
+        if not isinstance(local, bool | np.bool_):
+            raise TypeError(f"local is {local!r:.80}: it takes True or False. Give one.")
         self.local = bool(local)
         if self.local and isinstance(self.source, ArraySource):
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downhill_rms.compiling import TIERED, is_jax
+from downhill_rms.compiling import TIERED, check_mode, is_jax
 from downhill_rms.rule import check_count, shown
 from downhill_rms.training import Placement
 
@@ -49,6 +49,7 @@ def make_placement(devices: Any, shard_above: int | None, mode: Any) -> Placemen
         return Placement()
     if shard_above is not None:
         shard_above = check_count("shard_above", shard_above)
+    check_mode(mode)
     if mode is not None and (mode == TIERED or not is_jax(mode)):
         raise ValueError(
             f"mode is {shown(mode)} with devices={shown(devices)}: many devices are JAX's. Give "

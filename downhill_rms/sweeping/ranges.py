@@ -59,6 +59,11 @@ def uniform(low: float, high: float) -> Range:
     ----------
     low, high : float
         Its ends, ``low < high``.
+
+    Examples
+    --------
+    >>> print(uniform(0.5, 0.95))
+    uniform(0.5, 0.95)
     """
     return Range(low, high, logarithmic=False)
 

@@ -85,6 +85,16 @@ def find_rate(
     Notes
     -----
     Leslie N. Smith, Cyclical learning rates for training neural networks, 2017, section 3.3.
+
+    Examples
+    --------
+    >>> import numpy as np, pytensor, pytensor.tensor as pt
+    >>> from downhill_rms import Trainer
+    >>> x, w = pt.vector("x"), pytensor.shared(0.0, name="w")
+    >>> trainer = Trainer(((x - w) ** 2).mean(), mode="FAST_COMPILE")
+    >>> test = find_rate(trainer, np.ones(64), low=1e-5, high=10, updates=50, seed=0)
+    >>> 1e-5 < test.suggestion < 1
+    True
     """
     low = check_number("low", low, 0, open_low=True)
     high = check_number("high", high, low, open_low=True)

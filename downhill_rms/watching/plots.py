@@ -325,6 +325,12 @@ def hyperparameter_effects(
         several.
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> table = [{"learning_rate": 10.0**-k, "best loss": (k - 2) ** 2 + 1.0} for k in range(5)]
+    >>> len(hyperparameter_effects(table, "learning_rate").axes)
+    1
     """
     given = [names] if isinstance(names, str) else check_list("names", names, "hyperparameters")
     if not table or not given or (ax is not None and len(given) > 1):
@@ -381,6 +387,14 @@ def rate_range(test: Any, *, ax: Axes | None = None) -> Figure:
     ------
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from downhill_rms.sweeping import RateTest
+    >>> test = RateTest(np.geomspace(1e-3, 1, 3), np.array([2, 1, 3]), np.array([2, 1, 2]), 3e-3)
+    >>> len(rate_range(test).axes)
+    1
     """
     panels = open_panels(1, ax)
     panel = panels[0]
