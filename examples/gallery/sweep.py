@@ -7,7 +7,6 @@ Every run has its own parameters, accumulators, best and patience, and ends with
 would have alone; all see the same minibatches in the same order.
 """
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytensor
 import pytensor.tensor as pt
@@ -45,4 +44,3 @@ print(found.best.settings, found.best.best.loss)
 # %%
 # Each point is a seed, and the line joins their medians.
 plots.hyperparameter_effects(found.table(), "learning_rate")
-plt.show()
