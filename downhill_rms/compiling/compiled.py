@@ -99,7 +99,8 @@ class CompiledFunction:
 
     def _compile_and_call(self, batch: Sequence[Any]) -> list[Any]:
         # Numba and JAX compile inside the first call, so that it belongs to the measured time.
-        text = f"compiling the {self.name} (once; PyTensor caches the result on disk)"
+        once = "in each process anew" if is_jax(self.mode) else "PyTensor caches the result on disk"
+        text = f"compiling the {self.name} (once; {once})"
         log.info("%s", text)
         self.say(text)
         started = time.perf_counter()
