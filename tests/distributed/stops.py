@@ -53,6 +53,7 @@ def train(folder, process_id):
         patience=np.inf,
         observers=[tell],
     )
+    pid.unlink(missing_ok=True)  # from here on a signal is no longer the trainer's to answer
     state = trainer.state_dict()
     state.pop("history")
     arrays_of = {n: v for n, v in state.items() if isinstance(v, np.ndarray)}
@@ -77,7 +78,7 @@ def run(folder, how=None, longest=0.0):
             time.sleep(0.01)
             if over.is_set():
                 return
-        if not over.wait(delay):
+        if not over.wait(delay) and victim.exists():
             os.kill(int(victim.read_text()), HOW[how])
             stopped.append(time.monotonic())
 
