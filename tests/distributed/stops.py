@@ -27,6 +27,7 @@ from downhill_rms.parallel import run_processes
 
 PROCESSES, EPOCHS = 2, 60
 BOUND = 30.0  # seconds in which the others end after a kill
+ENDED = "it had ended before"
 HOW = {"signal": signal.SIGTERM, "kill": signal.SIGKILL}
 
 
@@ -114,11 +115,11 @@ def same(found, expected):
 
 def trial(folder, how, longest, expected):
     """Stop a run once and go on with it; what went wrong, or how long the others took to end."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     seconds = run(folder, how, longest)
     found = ends(folder)
     if seconds is None:
-        return "it had ended before", None
+        return ENDED, None
     if how == "signal":
         if len({end["updates"] for end in found}) != 1 or len(found) != PROCESSES:
             return f"ended at different updates: {found}", None
@@ -131,6 +132,16 @@ def trial(folder, how, longest, expected):
     if not same(outcome(folder), expected):
         return "other numbers than a run that nobody stopped", None
     return None, seconds
+
+
+def trial_in_time(folder, how, longest, expected):
+    """The same, again and sooner where the run had ended before it was to be stopped."""
+    for attempt in range(20):
+        fault, seconds = trial(folder / str(attempt), how, longest, expected)
+        if fault != ENDED:
+            break
+        longest *= 0.7
+    return fault, seconds
 
 
 def main():
@@ -160,12 +171,8 @@ def main():
         longest = (time.monotonic() - began) / 2  # after the first epoch, about
         expected = outcome(unbroken)
         for number in range(options.trials):
-            fault, seconds = "it had ended before", None
-            attempt = 0
-            while fault == "it had ended before":
-                folder = Path(name) / f"{number}-{attempt}"
-                fault, seconds = trial(folder, options.how, longest, expected)
-                attempt += 1
+            folder = Path(name) / str(number)
+            fault, seconds = trial_in_time(folder, options.how, longest, expected)
             if fault is not None:
                 wrong += 1
                 print(f"trial {number}: {fault}")

@@ -37,7 +37,7 @@ def test_a_stopped_run_goes_on_as_if_nobody_had_stopped_it(tmp_path, how):
     (tmp_path / "unbroken").mkdir()
     stops.run(tmp_path / "unbroken")
     expected = stops.outcome(tmp_path / "unbroken")
-    fault, _ = stops.trial(tmp_path / how, how, 0.5, expected)
+    fault, _ = stops.trial_in_time(tmp_path / how, how, 0.5, expected)
     assert fault is None
 
 
