@@ -219,9 +219,8 @@ def train(
             click.echo(directory.headline())
         if team.leads and trainer.stop_reason in EXIT_CODES:
             click.echo(f"go on with: {shlex.join(words)}{team.options}")
-        if (
-            team.leads and trainer.stop_reason is not StopReason.TERMINATED
-        ):  # whoever sends it waits
+        somebody_waits = trainer.stop_reason is StopReason.TERMINATED  # who has sent the signal
+        if team.leads and not somebody_waits:
             if finish_compiling:
                 compile_on()
             with ctrl_c_ends_at_once():

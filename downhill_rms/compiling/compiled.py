@@ -131,9 +131,8 @@ class CompiledFunction:
 
     def _explain(self, error: Exception) -> None:
         """Raise what JAX refuses in the user's words."""
-        from downhill_rms.compiling.jaxlinker import (
-            UnknownOperationError,  # they stand on internals
-        )
+        # They stand on internals.
+        from downhill_rms.compiling.jaxlinker import UnknownOperationError
         from downhill_rms.compiling.lengths import unknown_length
 
         if fact := unknown_length([*self.outputs, *(new for _, new in self.updates)]):

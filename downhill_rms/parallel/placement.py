@@ -51,7 +51,8 @@ class MeshPlacement(Placement):
         self.mesh, self.size = mesh, mesh.size
         self.shard_above = math.inf if shard_above is None else shard_above
         self.leads = jax.process_index() == 0
-        self.several = jax.process_count() > 1
+        self.processes = jax.process_count()
+        self.several = self.processes > 1
         self.copies = self._sharding()
         self.flags = Flags(self)
         self.linker = SpmdLinker(self)
@@ -119,7 +120,7 @@ class MeshPlacement(Placement):
             if train:  # there is one order, the leader's
                 state = generator_state(bound.sampler.rng)
                 set_generator_state(bound.sampler.rng, self.from_leader(state))
-        bound.feed = Feed(self)
+        bound.feed = self
         return bound
 
     def _warn_of_rest(self, name: str, batch_size: int) -> None:
@@ -242,22 +243,6 @@ class MeshPlacement(Placement):
                 "one has ended or cannot be reached. What was saved is whole: start all again, "
                 "with resume=True (--resume)."
             ) from error
-
-
-class Feed:
-    """How minibatches come to the devices: what of each a process reads, and where it goes."""
-
-    def __init__(self, placement: MeshPlacement) -> None:
-        self._placement = placement
-        self.processes = jax.process_count()
-
-    def rows(self, samples: int) -> slice:
-        """Which of a minibatch's samples this process reads."""
-        return self._placement.rows(samples)
-
-    def place(self, own: Batch, samples: int, axis: int) -> Batch:
-        """A minibatch of which this process has its own samples, where functions take it."""
-        return self._placement.place(own, samples, axis)
 
 
 def _whole(array: np.ndarray, samples: int, axis: int) -> tuple[int, ...]:
