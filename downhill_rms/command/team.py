@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from downhill_rms.parallel import from_leader, initialize, run_processes
+from downhill_rms.parallel import from_leader, initialize, refuse_without_jax, run_processes
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Team:
     process_id: int | None
 
     def __post_init__(self) -> None:
+        if self.is_joined or self.is_to_be_started:
+            refuse_without_jax("--processes" if self.processes else "--coordinator")
         if self.coordinator is None and self.process_id is not None:
             raise click.UsageError(
                 "--process-id is given without --coordinator: a process joins others at an "

@@ -16,6 +16,7 @@ from downhill_rms.parallel.processes import (
     from_leader,
     initialize,
     is_one_of_several,
+    refuse_without_jax,
     run_processes,
 )
 
@@ -28,5 +29,6 @@ __all__ = [
     "initialize",
     "is_one_of_several",
     "make_placement",
+    "refuse_without_jax",
     "run_processes",
 ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downhill_rms.compiling import TIERED, check_mode, is_jax
+from downhill_rms.parallel.processes import refuse_without_jax
 from downhill_rms.rule import check_count, shown
 from downhill_rms.training import Placement
 
@@ -55,13 +56,7 @@ def make_placement(devices: Any, shard_above: int | None, mode: Any) -> Placemen
             f"mode is {shown(mode)} with devices={shown(devices)}: many devices are JAX's. Give "
             "mode='JAX', or leave it out."
         )
-    try:
-        import jax  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "devices is given, and JAX is not installed: it divides the work. Install the extra, "
-            "pip install 'downhill_rms[jax]', or leave devices out."
-        ) from error
+    refuse_without_jax("devices")
     from downhill_rms.parallel.placement import MeshPlacement
 
     return MeshPlacement(as_mesh(devices), shard_above)

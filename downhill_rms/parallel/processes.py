@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import FrameType, TracebackType
 from typing import IO, Any
 
@@ -100,6 +101,15 @@ def is_one_of_several() -> bool:
     import jax
 
     return bool(jax.distributed.is_initialized()) and jax.process_count() > 1
+
+
+def refuse_without_jax(what: str) -> None:
+    """Raise an ImportError that says what needs JAX, where it is not installed."""
+    if find_spec("jax") is None:
+        raise ImportError(
+            f"{what} is given, and JAX is not installed: it divides the work. Install the extra, "
+            f"pip install 'downhill_rms[jax]', or leave {what} out."
+        )
 
 
 def from_leader(text: str) -> str:
