@@ -227,13 +227,23 @@ def _wait(started: Sequence[subprocess.Popen[Any]]) -> int | None:
                 if process.poll() is None:
                     process.kill()
         time.sleep(0.05)
-    codes = [process.returncode for process in started]
+    return _blamed([process.returncode for process in started], first)
+
+
+def _blamed(codes: Sequence[int], first: int | None) -> int | None:
+    """Which process failed by itself, if they did not all end in the same way.
+
+    JAX aborts a process whose others are gone. If this process slept meanwhile, it finds all of
+    them ended, and which ended first is not known: so an abort is a failure of one's own only
+    where nobody has another.
+    """
     if len(set(codes)) == 1 and codes[0] != LOST:
         return None
-    blamed = [i for i, code in enumerate(codes) if code not in (0, LOST)]
-    if first in blamed:
+    by_itself = [i for i, code in enumerate(codes) if code not in (0, LOST, -signal.SIGABRT)]
+    aborted = [i for i, code in enumerate(codes) if code == -signal.SIGABRT]
+    if first in by_itself:
         return first
-    return next(iter([*blamed, *(i for i, code in enumerate(codes) if code)]))
+    return next(iter([*by_itself, *aborted, *(i for i, code in enumerate(codes) if code)]))
 
 
 @contextlib.contextmanager

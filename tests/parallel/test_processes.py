@@ -1,18 +1,46 @@
 """Two real processes over gloo: they do the same at the same update, whatever comes to one."""
 
 import json
+import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from downhill_rms import Checkpoint
-from downhill_rms.parallel import run_processes
+from downhill_rms.parallel import processes, run_processes
+from downhill_rms.parallel.processes import LOST
 from tests.distributed import stops
 from tests.distributed.__main__ import BOUNDS, difference, numbers
 from tests.distributed.program import CASES
 
 pytestmark = pytest.mark.slow
+
+ENDS = {
+    "an error": "raise SystemExit(1)",
+    "an abort by JAX": "import os; os.abort()",
+    "the others are lost": f"raise SystemExit({LOST})",
+    "well": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("ends", "blamed"),
+    [
+        (["an abort by JAX", "an error"], 1),
+        (["the others are lost", "an abort by JAX"], 1),
+        (["an abort by JAX", "well"], 0),
+        (["the others are lost", "the others are lost"], 0),
+        (["an error", "an error"], None),
+        (["well", "well"], None),
+    ],
+)
+def test_the_process_that_failed_by_itself_is_blamed_where_all_have_ended(ends, blamed):
+    """As a launcher finds them that was not given the processor for a while."""
+    started = [subprocess.Popen([sys.executable, "-c", ENDS[end]]) for end in ends]
+    for process in started:
+        process.wait()
+    assert processes._wait(started) == blamed
 
 
 def run(name, folder):
