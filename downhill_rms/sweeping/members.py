@@ -17,6 +17,8 @@ from downhill_rms.rule import STARTED, Hyperparameters
 from downhill_rms.saving import Checkpoint, read_checkpoint
 from downhill_rms.sweeping.ranges import Settings, Start
 from downhill_rms.training import Best, Divergence, Loop, Steps, StopReason
+from downhill_rms.training.placement import Placement
+from downhill_rms.training.signals import SharedSignals, StopSignals
 from downhill_rms.watching import History, RunDirectory, Values
 
 if TYPE_CHECKING:
@@ -170,6 +172,10 @@ class Member:
                 self.loop.run.started += began - self._left
             self._left = time.perf_counter()
 
+    def heeds(self, signals: StopSignals) -> None:
+        """End at what one takes note of for all runs."""
+        self.steps.placement = Shared(signals)
+
     def starts_clock(self) -> None:
         """Count the seconds of the run from now on."""
         self._left = time.perf_counter()
@@ -226,6 +232,23 @@ class Member:
             self.take()
         self.loop.history = self.directory.read_history()
         self.loop.stop_reason = reason
+
+
+class Shared(Placement):
+    """One device, on which several runs take turns.
+
+    Parameters
+    ----------
+    signals : StopSignals
+        What takes note of signals for all of them.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+
+    def signals(self) -> StopSignals:
+        """What is installed for all runs."""
+        return SharedSignals(self._signals)
 
 
 def copied(value: Any) -> Any:

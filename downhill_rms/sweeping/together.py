@@ -7,6 +7,7 @@ loop: the first that asks for an update has it made for all, and the others are 
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Together:
         numbers = [steps.state.numbers[name] for name in varying]
         held = dict.fromkeys([*changed, *numbers, steps.state.update_count])
         self.wide = {variable: _with_axis(variable) for variable in held}
+        self._storages = [wide.container.storage for wide in self.wide.values()]
         self._averages = steps.state.averages() if given.average else {}
         self._parameters = steps.parameters.variables
         new = [v.type.filter_variable(value) for v, value in updates]
@@ -133,6 +135,7 @@ class Together:
         self.rows = {member.name: row for row, member in enumerate(members)}
         self.length: int | None = None  # of the stacks
         self._left: set[str] = set()
+        self._views: dict[str, Views] = {}
         self._done = 0  # stacks
         self._records: dict[int, Record] = {}
         self._evaluated: tuple[int, np.ndarray, dict[int, Any]] | None = None
@@ -143,13 +146,24 @@ class Together:
         for wide in self.wide.values():
             storage = wide.container.storage
             storage[0] = np.array(np.asarray(storage[0])[:1])
-        self._records, self._evaluated = {}, None
+        self._records, self._evaluated, self._views = {}, None, {}
 
-    def row_views(self, whose: str) -> Iterator[tuple[Any, np.ndarray]]:
-        """Each variable of one run, with the run's part of the wide one."""
-        row = self.rows[whose]
-        for variable, wide in self.wide.items():
-            yield variable, np.asarray(wide.container.storage[0])[row, ...]
+    def views(self, whose: str) -> Views:
+        """The variables of one run, which look at the run's part of the wide ones.
+
+        They are the same object as before for as long as the wide arrays are.
+        """
+        arrays = [storage[0] for storage in self._storages]
+        known = self._views.get(whose)
+        if known is None or any(map(operator.is_not, arrays, known.arrays)):
+            row = self.rows[whose]
+            rows = [np.asarray(array)[row, ...] for array in arrays]
+            triples = [
+                (variable, variable.container.storage, view)
+                for variable, view in zip(self.wide, rows, strict=True)
+            ]
+            known = self._views[whose] = Views(arrays, triples)
+        return known
 
     def set_row(self, whose: str, variable: Any, value: Any) -> None:
         """Give a variable of one run another value."""
@@ -160,8 +174,9 @@ class Together:
 
     def leave(self, whose: str, number: int) -> dict[Any, np.ndarray]:
         """Let a run go that has been handed so many stacks; its values."""
-        values = {variable: np.array(view) for variable, view in self.row_views(whose)}
+        values = {variable: np.array(view) for variable, _, view in self.views(whose).rows}
         self._left.add(whose)
+        del self._views[whose]
         for later in [n for n in self._records if n >= number]:
             self._hand_over(later)
         return values
@@ -177,6 +192,7 @@ class Together:
             storage[0] = np.ascontiguousarray(np.asarray(storage[0])[rows])
         self.rows = {whose: row for row, whose in enumerate(kept)}
         self._left.clear()
+        self._views.clear()
 
     def update(self, whose: str, number: int, stack: Batch) -> list[np.ndarray]:
         """The outputs of one run for the ``number``-th stack of minibatches, one for each.
@@ -262,6 +278,27 @@ class Together:
         return self._due[1]
 
 
+@dataclass(frozen=True)
+class Views:
+    """What the variables hold for one run.
+
+    Attributes
+    ----------
+    arrays : list of ndarray
+        The values of all runs that are looked at.
+    rows : list of (SharedVariable, list, ndarray)
+        Each variable, its storage, and the run's part.
+    """
+
+    arrays: list[Any]
+    rows: list[tuple[Any, list[Any], np.ndarray]]
+
+    def show(self) -> None:
+        """Put them in place."""
+        for _, storage, view in self.rows:
+            storage[0] = view
+
+
 @dataclass
 class Record:
     """What a stack of minibatches gave.
@@ -287,12 +324,13 @@ class StepsTogether(Steps):
     together: Together
     number: int  # stacks so far
     whose: str
+    _seen: Views | None  # what the variables hold
 
     @classmethod
     def of(cls, steps: Steps, together: Together, whose: str) -> StepsTogether:
         """The same steps, made for all runs at once."""
         new = cls.__new__(cls)
-        vars(new).update(vars(steps), together=together, number=0, whose=whose)
+        vars(new).update(vars(steps), together=together, number=0, whose=whose, _seen=None)
         return new
 
     def use(self, keywords: Mapping[str, Any], updates_per_call: int | None = None) -> None:
@@ -304,12 +342,22 @@ class StepsTogether(Steps):
         self.hyperparameters = new
         self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
 
+    def look(self) -> None:
+        """Have the variables hold this run's values."""
+        views = self.together.views(self.whose)
+        if views is not self._seen:
+            views.show()
+            self._seen = views
+
+    def forget(self) -> None:
+        """The variables hold another run's values from now on."""
+        self._seen = None
+
     def update(self, batch: Batch) -> list[Any]:
         """The outputs of updates that are made for all runs."""
         outputs = self.together.update(self.whose, self.number, batch)
         self.number += 1
-        for variable, view in self.together.row_views(self.whose):
-            variable.container.storage[0] = view
+        self.look()
         if self.update_count == 0:
             first = self._of_stack(batch, 0)
             self.refuse_infinite(outputs[0][0], first, "the first training batch")
@@ -342,12 +390,14 @@ class MemberTogether(Member):
     together: Together
     steps: StepsTogether
     _has_left: bool
+    _own: list[Any]  # variables whose values are the same in all calls
 
     @classmethod
     def of(cls, member: Member, together: Together) -> MemberTogether:
         """The same run, which goes on with the others."""
         new = cls.__new__(cls)
-        vars(new).update(vars(member), together=together, _has_left=False, _views={})
+        vars(new).update(vars(member), together=together, _has_left=False)
+        new._own = [v for v in member.variables() if v not in together.wide]
         new.steps = new.trainer.steps = StepsTogether.of(member.steps, together, member.name)
         new.loop = new.trainer.loop = LoopTogether(new.steps)
         new.loop.waits = True
@@ -363,21 +413,19 @@ class MemberTogether(Member):
         """Have the variables hold this run's values."""
         super().put()
         if not self._has_left:
-            for variable, view in self.together.row_views(self.name):
-                variable.container.storage[0] = view
+            self.steps.forget()
+            self.steps.look()
 
     def take(self) -> None:
         """Take note of values that were set meanwhile: updates are where they belong."""
         if self._has_left:
             super().take()
             return
-        for variable, view in self.together.row_views(self.name):
-            value = variable.container.storage[0]
-            if not np.may_share_memory(value, view):
+        for variable, storage, view in self.together.views(self.name).rows:
+            value = storage[0]
+            if value is not view and not np.may_share_memory(value, view):
                 self.together.set_row(self.name, variable, value)
-        self.values = {
-            v: v.container.storage[0] for v in self.variables() if v not in self.together.wide
-        }
+        self.values = {v: v.container.storage[0] for v in self._own}
         if self.loop.stop_reason is not None:
             self._has_left = True
             self.values |= self.together.leave(self.name, self.steps.number)

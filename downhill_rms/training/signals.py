@@ -63,6 +63,37 @@ class StopSignals:
         signal.raise_signal(number)
 
 
+class SharedSignals(StopSignals):
+    """The signals that one takes note of for several runs that take turns.
+
+    Between the turns the handlers stay where they are.
+
+    Parameters
+    ----------
+    installed : StopSignals
+        What takes note.
+    """
+
+    def __init__(self, installed: StopSignals) -> None:
+        self._installed = installed
+
+    @property
+    def received(self) -> int | None:  # type: ignore[override]
+        """The first signal that came to any of the runs."""
+        return self._installed.received
+
+    def install(self) -> None:
+        """Put the handlers back if a second signal has taken them away."""
+        self._installed.install()
+
+    def bear_one_more(self) -> None:
+        """Take note of one more, whatever came before."""
+        self._installed.bear_one_more()
+
+    def remove(self) -> None:
+        """Leave the handlers to the other runs."""
+
+
 def uninterrupted(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function, after which Ctrl-C acts that came meanwhile; the second acts at once.
 

@@ -98,16 +98,25 @@ class PassMean:
                 for value in row:
                     if hasattr(value, "copy_to_host_async"):  # all transfers at once
                         value.copy_to_host_async()
-            rows = [_rows(values) for values in self._values]
-            weights = np.repeat(np.array(self._weights, dtype=float), [len(r) for r in rows])
-            if getattr(self._values[0][0], "ndim", 0):
-                values = np.concatenate(rows)
+            lengths = [np.size(values[0]) for values in self._values]
+            terms = np.empty((1 + sum(lengths), len(self.names)))
+            terms[0] = self.sums
+            if np.ndim(self._values[0][0]):
+                first = 1
+                for values, weight, length in zip(
+                    self._values, self._weights, lengths, strict=True
+                ):
+                    block = terms[first : first + length]
+                    for column, value in enumerate(values):
+                        block[:, column] = value
+                    block *= weight
+                    first += length
             else:
-                values = np.array([row for block in rows for row in block])
+                terms[1:] = [[float(value) for value in values] for values in self._values]
+                terms[1:] *= np.array(self._weights)[:, None]
             # One after the other, so that the sum does not depend on where blocks end.
-            terms = np.vstack([self.sums, weights[:, None] * values])
-            self.sums = np.cumsum(terms, axis=0)[-1]
-            self.samples += weights.sum()
+            self.sums = terms.cumsum(axis=0)[-1]
+            self.samples += sum(w * n for w, n in zip(self._weights, lengths, strict=True))
             self._values.clear()
             self._weights.clear()
 
@@ -125,10 +134,3 @@ class PassMean:
         self._sum()
         means = self.sums / max(self.samples, 1.0)
         return dict(zip(self.names, means.tolist(), strict=True))
-
-
-def _rows(values: Sequence[Any]) -> Any:
-    """One row of numbers for each minibatch."""
-    if getattr(values[0], "ndim", 0):
-        return np.stack([np.asarray(column, dtype=float) for column in values], axis=1)
-    return [[float(value) for value in values]]
