@@ -13,6 +13,7 @@ from typing import Any
 
 from downhill_rms.rule import check_path
 from downhill_rms.sweeping.members import SweptRun, as_json
+from downhill_rms.watching.history import data_frame
 
 Row = dict[str, Any]
 
@@ -130,14 +131,7 @@ class Sweep:
         ImportError
             If pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError as error:
-            raise ImportError(
-                "pandas is not installed, and to_pandas makes a frame of it. "
-                "Run pip install pandas, or use table()."
-            ) from error
-        return pd.DataFrame(self.table())
+        return data_frame(self.table(), "table")
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write the table as comma-separated values.

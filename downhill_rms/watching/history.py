@@ -295,14 +295,32 @@ class History:
         ImportError
             If pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError(
-                "pandas is not installed. A data frame is made by it. Run pip install pandas, or "
-                "use to_dict()."
-            ) from error
-        return pandas.DataFrame(self.to_dict()).set_index("epoch")
+        return data_frame(self.to_dict(), "to_dict").set_index("epoch")
+
+
+def data_frame(content: Any, instead: str) -> Any:
+    """A data frame of columns by name, or of a list of rows.
+
+    Parameters
+    ----------
+    content : dict or list of dict
+        What pandas makes a frame of.
+    instead : str
+        The method that returns the same without pandas.
+
+    Raises
+    ------
+    ImportError
+        If pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise ImportError(
+            "pandas is not installed, and to_pandas makes a data frame by it. Run pip install "
+            f"pandas, or use {instead}()."
+        ) from error
+    return pandas.DataFrame(content)
 
 
 class HistoryFile:

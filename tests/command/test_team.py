@@ -52,6 +52,19 @@ def test_what_does_not_fit_is_refused(problem, options, text):
     assert text in " ".join(result.output.split())
 
 
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [("--processes 2", "--processes"), ("--coordinator host:1", "--coordinator")],
+)
+def test_without_jax_it_is_said_what_to_install(problem, monkeypatch, options, what):
+    monkeypatch.setitem(sys.modules, "jax", None)  # as though it were not there
+    result = CliRunner().invoke(main, ["train", problem, *options.split()])
+    assert result.exit_code != 0
+    said = " ".join(result.output.split())
+    assert f"{what} is given, and JAX is not installed" in said
+    assert "pip install 'downhill_rms[jax]'" in said
+
+
 def test_devices_share_a_run_and_one_goes_on_with_it(problem):
     options = ["--no-finish-compiling", "--no-progress", "--out", "run"]
     first = CliRunner().invoke(

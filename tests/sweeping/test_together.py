@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from downhill_rms import StopReason, Trainer
 from downhill_rms.compiling.modes import REWRITTEN, training_mode
-from downhill_rms.sweeping.sweep import choose
+from downhill_rms.sweeping.groups import choose
 from tests.compiling.test_random_graphs import LOSSES, OPERATIONS, SHAPES, Symbolic, build
 from tests.sweeping.models import OPTIONS, TRAIN, VALID, records, regression, start
 
