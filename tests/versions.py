@@ -1,7 +1,7 @@
 """Run the tests on several versions of PyTensor, each in an environment of its own.
 
-Run ``python -m tests.versions`` for the tests of the backends, with ``--all`` for the entire suite,
-and with versions as arguments for these alone. ``--environments DIRECTORY`` keeps environments and
+Run ``python -m tests.versions`` for the tests of the backends, with ``--all`` for the suite, of its
+slow tests those that depend on a version, and with versions as arguments for these alone. ``--environments DIRECTORY`` keeps environments and
 compiled code there for the next time. A version for which this machine has no Python is skipped,
 and a line says why.
 """
@@ -40,6 +40,8 @@ BACKEND_TESTS = [
     *("tests/compiling/test_productupdates.py", "tests/compiling/test_jaxlinker.py"),
     "tests/parallel/test_mesh.py",
 ]
+# The slow tests besides that what is installed beside PyTensor may change.
+SLOW_TESTS = [*BACKEND_TESTS, "tests/parallel", "tests/pymc"]
 NEEDED = ("hypothesis", "jax", "pytest", "pytest-xdist")
 
 
@@ -70,8 +72,8 @@ def make_environment(python: str, version: str, directory: Path, extras: bool) -
     return inside
 
 
-def run_tests(python: Path, cache: Path, tests: list[str]) -> int:
-    """The exit status of pytest, with compiled code kept in ``cache``."""
+def run_tests(python: Path, cache: Path, tests: list[str], marks: str = "") -> int:
+    """The exit status of pytest for tests of some marks, with compiled code kept in ``cache``."""
     flags = ",".join(filter(None, [os.environ.get("PYTENSOR_FLAGS"), f"base_compiledir={cache}"]))
     command = [
         str(python),
@@ -81,7 +83,7 @@ def run_tests(python: Path, cache: Path, tests: list[str]) -> int:
         "-n",
         "auto",
         "-m",
-        "",
+        marks,
         "-p",
         "no:cacheprovider",
         *tests,
@@ -94,7 +96,7 @@ def main() -> int:
     """Returns how many versions failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.versions", description=__doc__)
     parser.add_argument("versions", nargs="*", metavar="VERSION", help=", ".join(VERSIONS))
-    parser.add_argument("--all", action="store_true", help="run the entire suite")
+    parser.add_argument("--all", action="store_true", help="run the suite")
     parser.add_argument("--environments", type=Path, metavar="DIRECTORY", help="keep them there")
     arguments = parser.parse_args()
     if unknown := set(arguments.versions) - set(VERSIONS):
@@ -115,7 +117,12 @@ def _one(version: str, home: Path, everything: bool) -> str:
     if python is None:
         return f"skipped: it needs Python {' or '.join(VERSIONS[version])}, which is not here"
     inside = make_environment(python, version, home / f"pytensor-{version}", everything)
-    status = run_tests(inside, home / f"cache-{version}", [] if everything else BACKEND_TESTS)
+    cache = home / f"cache-{version}"
+    if everything:
+        status = run_tests(inside, cache, [], "not slow")
+        status = run_tests(inside, cache, SLOW_TESTS, "slow") or status
+    else:
+        status = run_tests(inside, cache, BACKEND_TESTS)
     words = "passed" if status == 0 else f"FAILED (exit status {status})"
     return f"{words} in {time.monotonic() - started:.0f} s"
 

@@ -5,7 +5,7 @@
 Every way trains the rung's network from one start with K learning rates. *separate* makes K
 trainers in one process, compiled once each by the cache on disk, and trains one after the other;
 *again* trains one trainer K times; *in turns*, *together* and *together, JAX* are `Trainer.sweep`,
-*together, many* the same with 50 updates in a call; *optax* is ``jax.vmap`` over the runs with a
+*together, many* and *JAX, many* the same with 50 updates in a call; *optax* is ``jax.vmap`` over the runs with a
 scan over an epoch's minibatches, and *optax, call* one call for each minibatch. The
 ways take turns, round by round, and each time is divided by that of *separate* in the same round.
 Printed are microseconds for one run's update without building, and
@@ -148,6 +148,7 @@ def ways_of(name, count, updates):
         "together": swept(*given, "together"),
         "together, many": swept(*given, "together", together=TOGETHER),
         "together, JAX": swept(*given, "together", "JAX"),
+        "JAX, many": swept(*given, "together", "JAX", together=TOGETHER),
         "optax": vmapped(*given, True),
         "optax, call": vmapped(*given, False),
     }
