@@ -1,9 +1,9 @@
 """Run the tests on several versions of PyTensor, each in an environment of its own.
 
 Run ``python -m tests.versions`` for the tests of the backends, with ``--all`` for the suite, of its
-slow tests those that depend on a version, and with versions as arguments for these alone. ``--environments DIRECTORY`` keeps environments and
-compiled code there for the next time. A version for which this machine has no Python is skipped,
-and a line says why.
+slow tests those that depend on a version, and with versions as arguments for these alone.
+``--environments DIRECTORY`` keeps environments and compiled code there for the next time. A version
+for which this machine has no Python is skipped, and a line says why.
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """Sweeps beside other ways to make K runs: the same runs, interleaved, in one go.
 
-    python -m tests.benchmarks.sweep [--rung A B C] [--runs K] [--rounds N] [--updates N] [--memory]
+    python -m tests.benchmarks.sweep [--rung A B C] [--runs K ...] [--rounds N] [--updates N]
+                                     [--ways WAY ...] [--no-building] [--memory]
 
 Every way trains the rung's network from one start with K learning rates. *separate* makes K
 trainers in one process, compiled once each by the cache on disk, and trains one after the other;
 *again* trains one trainer K times; *in turns*, *together* and *together, JAX* are `Trainer.sweep`,
-*together, many* and *JAX, many* the same with 50 updates in a call; *optax* is ``jax.vmap`` over the runs with a
-scan over an epoch's minibatches, and *optax, call* one call for each minibatch. The
-ways take turns, round by round, and each time is divided by that of *separate* in the same round.
-Printed are microseconds for one run's update without building, and
-seconds from the beginning to the table with it: there *processes* are K processes of their own, one
-after the other. The losses of all ways are compared. ``--memory`` prints what K runs in turns add
-to a process beside what one run adds. Needs the extra ``bench``.
+those with *many* have 50 updates in a call; *optax* is ``jax.vmap`` over the runs with a scan over
+an epoch's minibatches, and *optax, call* one call for each minibatch. The ways take turns, round by
+round, and each time is divided by that of *separate* in the same round. Printed are microseconds
+for one run's update without building, and seconds from the beginning to the table with it: there
+*processes* are K processes of their own, one after the other. The losses of all ways are compared.
+``--memory`` prints what K runs in turns add to a process beside what one run adds. Needs the extra
+``bench``.
 """
 
 import argparse
@@ -145,6 +146,7 @@ def ways_of(name, count, updates):
         "separate": one_after_the_other(*given),
         "again": one_after_the_other(*given, again=True),
         "in turns": swept(*given, "in turns"),
+        "in turns, many": swept(*given, "in turns", together=TOGETHER),
         "together": swept(*given, "together"),
         "together, many": swept(*given, "together", together=TOGETHER),
         "together, JAX": swept(*given, "together", "JAX"),
@@ -250,7 +252,7 @@ def main():
     """Measure what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rung", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--runs", type=int)
+    parser.add_argument("--runs", type=int, nargs="+")
     parser.add_argument("--updates", type=int)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--no-building", action="store_true", help="measure updates alone")
@@ -259,18 +261,17 @@ def main():
     parser.add_argument("--whole", help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in options.rung:
-        count = options.runs or RUNS[name]
         updates = options.updates or UPDATES[name]
-        if options.whole:
-            print(json.dumps(whole(name, count, updates, options.whole)))
-            continue
-        if options.memory:
-            memory(name, count, updates)
-            continue
-        print(processor())
-        updates_alone(name, count, updates, options.rounds, options.ways)
-        if not options.no_building:
-            with_building(name, count, updates, min(options.rounds, 3))
+        for count in options.runs or [RUNS[name]]:
+            if options.whole:
+                print(json.dumps(whole(name, count, updates, options.whole)))
+            elif options.memory:
+                memory(name, count, updates)
+            else:
+                print(processor())
+                updates_alone(name, count, updates, options.rounds, options.ways)
+                if not options.no_building:
+                    with_building(name, count, updates, min(options.rounds, 3))
 
 
 if __name__ == "__main__":
