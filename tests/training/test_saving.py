@@ -397,7 +397,7 @@ def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, problem, tmp_pat
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 of 3" in result.stdout
