@@ -9,7 +9,14 @@ from downhill_rms.compiling.background import ALONE_SECONDS, compile_alone
 from downhill_rms.compiling.building import quick_building
 from downhill_rms.compiling.compiled import CompiledFunction, check_mode
 from downhill_rms.compiling.machine import findings
-from downhill_rms.compiling.modes import TIERED, computing, default_mode, is_jax, pytensor_mode
+from downhill_rms.compiling.modes import (
+    TIERED,
+    computing,
+    default_mode,
+    is_compiled,
+    is_jax,
+    pytensor_mode,
+)
 from downhill_rms.compiling.recurrent import prepare_scans
 from downhill_rms.compiling.rehearsal import evaluator, rehearse
 from downhill_rms.compiling.stacked import check_stackable, stack_steps
@@ -29,6 +36,7 @@ __all__ = [
     "default_mode",
     "evaluator",
     "findings",
+    "is_compiled",
     "is_jax",
     "prepare_scans",
     "pytensor_mode",

@@ -79,6 +79,11 @@ def is_jax(mode: Any) -> bool:
     return "JAXLinker" in linkers(pytensor_mode(mode))
 
 
+def is_compiled(mode: Any) -> bool:
+    """Whether Numba or JAX compiles what is made in a mode as a whole."""
+    return not {"NumbaLinker", "JAXLinker"}.isdisjoint(linkers(pytensor_mode(mode)))
+
+
 def uncompiled_mode() -> Any:
     """The mode of functions that are never compiled."""
     return own_mode("uncompiled", get_mode("FAST_COMPILE"))

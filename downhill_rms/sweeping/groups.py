@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from downhill_rms.compiling import TIERED, is_jax
+from downhill_rms.compiling import TIERED, is_compiled, is_jax
 from downhill_rms.rule import Hyperparameters
 from downhill_rms.sweeping.members import Member, copied
 from downhill_rms.sweeping.minibatches import SharedDataset
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 # less, and in turns they would take longer.
 FEWEST, LARGEST, OVERHEAD, WORTHWHILE = 8, 50_000, 20e-6, 10.0  # seconds
 TRIED = 50  # calls that are timed
+PER_CALL = 50  # updates in a call of runs that go together, where a compiler makes it
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,12 @@ class Groups:
     ----------
     trainer : Trainer
         Whose model it is.
-    updates_per_call : int
-        Minibatches that a call takes.
+    updates_per_call : int or None
+        Minibatches that a call takes, as the user has it; None for one in turns, and together for
+        what is fastest.
     """
 
-    def __init__(self, trainer: Trainer, updates_per_call: int) -> None:
+    def __init__(self, trainer: Trainer, updates_per_call: int | None) -> None:
         self.trainer, self.updates_per_call = trainer, updates_per_call
         self.steps: dict[Any, Steps] = {}
         self.together: list[Together] = []
@@ -50,7 +52,7 @@ class Groups:
         if h.structure not in self.steps:
             steps = self.trainer.steps.variant(h.structure)
             steps.say = self.trainer.steps.say
-            steps.use(dict(h), self.updates_per_call)
+            steps.use(dict(h), self.updates_per_call or 1)
             self.steps[h.structure] = steps
         return Member(self.trainer, self.steps[h.structure], name, settings, seed, h)
 
@@ -64,7 +66,8 @@ class Groups:
             if not wanted(steps, own):
                 continue
             try:
-                together = Together.of(steps, own, self.updates_per_call)
+                per_call = self.updates_per_call or (PER_CALL if is_compiled(steps.mode) else 1)
+                together = Together.of(steps, own, per_call)
             except Exception as error:  # PyTensor raises many kinds for what it cannot vectorise
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0]
                 log.warning(

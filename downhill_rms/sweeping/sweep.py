@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from downhill_rms.data import as_dataset
+from downhill_rms.rule import check_count
 from downhill_rms.sweeping.groups import Groups, choose
 from downhill_rms.sweeping.manifest import Manifest, align
 from downhill_rms.sweeping.members import Member, held_values
@@ -97,10 +98,13 @@ def sweep(
         "minibatches='seed'": minibatches == "seed",
     }
     options |= {"max_updates": max_updates, "max_epochs": max_epochs, "restore_best": restore_best}
+    per_call = None
+    if "updates_per_call" in options:
+        per_call = check_count("updates_per_call", options["updates_per_call"])
     held = held_values(trainer.steps)
     bar = SweepProgress(progress, total, max_epochs, len(asked))
     trainer.steps.say = bar.say
-    groups = Groups(trainer, int(options.get("updates_per_call", 1)))
+    groups = Groups(trainer, per_call)
     best: Member | None = None
     state: dict[str, Any] = {}
     try:

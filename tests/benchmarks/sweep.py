@@ -5,14 +5,14 @@
 
 Every way trains the rung's network from one start with K learning rates. *separate* makes K
 trainers in one process, compiled once each by the cache on disk, and trains one after the other;
-*again* trains one trainer K times; *in turns*, *together* and *together, JAX* are `Trainer.sweep`,
-those with *many* have 50 updates in a call; *optax* is ``jax.vmap`` over the runs with a scan over
-an epoch's minibatches, and *optax, call* one call for each minibatch. The ways take turns, round by
-round, and each time is divided by that of *separate* in the same round. Printed are microseconds
-for one run's update without building, and seconds from the beginning to the table with it: there
-*processes* are K processes of their own, one after the other. The losses of all ways are compared.
-``--memory`` prints what K runs in turns add to a process beside what one run adds. Needs the extra
-``bench``.
+*again* trains one trainer K times; *in turns*, *together* and *together, JAX* are `Trainer.sweep`;
+*in turns, many* has 50 updates in a call, as runs together have, and *together, one* has one;
+*optax* is ``jax.vmap`` over the runs with a scan over an epoch's minibatches, and *optax, call* one
+call for each minibatch. The ways take turns, round by round, and each time is divided by that of
+*separate* in the same round. Printed are microseconds for one run's update without building, and
+seconds from the beginning to the table with it: there *processes* are K processes of their own, one
+after the other. The losses of all ways are compared. ``--memory`` prints what K runs in turns add
+to a process beside what one run adds. Needs the extra ``bench``.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def problem(name, usage=""):
     return trainer, data, first, {**LIMITS, **rule}
 
 
-def swept(name, count, updates, how, mode="", together=1):
+def swept(name, count, updates, how, mode="", together=None):
     """A sweep with one trainer, which is made at once and compiles when it is first called."""
     ours.USAGES.setdefault("JAX", ("JAX", 1))
     trainer, data, first, options = problem(name, mode)
@@ -63,7 +63,7 @@ def swept(name, count, updates, how, mode="", together=1):
     def run():
         trainer.parameters.set(start)
         given = {**options, "learning_rate": rates(count), "how": how, "max_updates": updates}
-        given["updates_per_call"] = together
+        given |= {"updates_per_call": together} if together else {}
         found = trainer.sweep(data, first, **given)
         return [run.history[-1].valid["loss"] for run in found.runs]
 
@@ -148,9 +148,8 @@ def ways_of(name, count, updates):
         "in turns": swept(*given, "in turns"),
         "in turns, many": swept(*given, "in turns", together=TOGETHER),
         "together": swept(*given, "together"),
-        "together, many": swept(*given, "together", together=TOGETHER),
+        "together, one": swept(*given, "together", together=1),
         "together, JAX": swept(*given, "together", "JAX"),
-        "JAX, many": swept(*given, "together", "JAX", together=TOGETHER),
         "optax": vmapped(*given, True),
         "optax, call": vmapped(*given, False),
     }

@@ -196,3 +196,7 @@ def test_compiled_together(mode):
         return regression(mode)
 
     assert_close(*both_ways(make, **given), 1e-9)
+    one, other = (
+        make().sweep(TRAIN, VALID, how="together", updates_per_call=n, **given) for n in (1, 2)
+    )
+    assert_close(one, other, 1e-9)
