@@ -7,6 +7,7 @@ The file is one of ``python -m tests.benchmarks`` or of ``python -m tests.benchm
 
 import csv
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
@@ -14,20 +15,32 @@ from pathlib import Path
 from tests.benchmarks.contest import ratios, spread
 from tests.benchmarks.rungs import rung_of
 
-NAMES = {"ours": "this library", "optax": "optax", "torch": "torch", "sklearn": "scikit-learn"}
+NAMES = {"ours": "this library", "torch": "PyTorch", "sklearn": "scikit-learn"}
 USAGES = {
     "many": "100 updates a call",
     "scan": "100 updates a call",
     "tiered": "tiered",
+    "compiled": "compiled first",
     "plain": "mode NUMBA",
     "c": "mode CVM",
 }
 
 
 def name_of(contestant):
-    """What the table calls a contestant."""
+    """What the table calls a contestant that is compared with the first."""
     name, _, usage = contestant.partition(":")
+    if contestant == "ours":
+        usage = "compiled"  # beside itself, in another usage
     return NAMES.get(name, name) + (f" ({USAGES[usage]})" if usage else "")
+
+
+def figure_of(number, unit):
+    """Three digits, since machines vary by a tenth; milliseconds where microseconds are many."""
+    short = unit.removesuffix(" an update")
+    if short == "us" and number >= 1000:
+        number, short = number / 1000, "ms"
+    digits = max(0, 2 - math.floor(math.log10(number)))
+    return f"{number:,.{digits}f} {short}"
 
 
 def table(results):
@@ -41,7 +54,7 @@ def table(results):
             others[name_of(name)] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
         middle = statistics.median(entry["figures"][first])
         usage = USAGES.get(first.partition(":")[2])
-        figure = f"{middle:,.1f} {entry['unit']}" + (f" ({usage})" if usage else "")
+        figure = figure_of(middle, entry["unit"]) + (f" ({usage})" if usage else "")
         rows.append((f"{rung.split()[0]}: {entry['title']}", figure, others))
     columns = list(dict.fromkeys(name for *_, others in rows for name in others))
     return [
