@@ -173,6 +173,8 @@ def ratios():
     rows = rows_of("zen4.csv")
     figure = Figure(figsize=(7, 8), layout="constrained")
     axes = figure.add_subplot()
+    for row in rows:
+        row["scikit-learn"] = row["others"] if row["others"].startswith("scikit-learn") else ""
     for number, name in enumerate(("PyTorch", "optax", "scikit-learn")):
         drawn = [(place, numbers(row[name])) for place, row in enumerate(rows) if row[name]]
         middle, low, high = np.array([figures for _, figures in drawn]).T

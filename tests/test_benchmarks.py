@@ -58,6 +58,17 @@ def test_a_table_has_a_column_for_each_contestant():
     ]
 
 
+def test_contestants_of_few_rungs_share_a_column():
+    pair = {"ours": [1.0], "torch": [3.0]}
+    rungs = dict.fromkeys("AB", entry(pair)) | {"H": entry(pair | {"sklearn": [2.0]})}
+    assert table({"rungs": rungs}) == [
+        ["rung", "this library takes", "PyTorch", "others"],
+        ["A: a rung", "1.00 us", "3.00 (3.00 to 3.00)", ""],
+        ["B: a rung", "1.00 us", "3.00 (3.00 to 3.00)", ""],
+        ["H: a rung", "1.00 us", "3.00 (3.00 to 3.00)", "scikit-learn 2.00 (2.00 to 2.00)"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("figure", "unit", "shown"),
     [

@@ -10,6 +10,7 @@ import json
 import math
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 
 from tests.benchmarks.contest import ratios, spread
@@ -44,7 +45,10 @@ def figure_of(number, unit):
 
 
 def table(results):
-    """Medians of the first contestant, and a column of ratios with quartiles for each other."""
+    """Medians of the first contestant, and a column of ratios with quartiles for each other.
+
+    Those that are in fewer than half of the rungs share the last column, by name.
+    """
     rows = []
     for rung, entry in results["rungs"].items():
         first, *_ = entry["figures"]
@@ -56,11 +60,16 @@ def table(results):
         usage = USAGES.get(first.partition(":")[2])
         figure = figure_of(middle, entry["unit"]) + (f" ({usage})" if usage else "")
         rows.append((f"{rung.split()[0]}: {entry['title']}", figure, others))
-    columns = list(dict.fromkeys(name for *_, others in rows for name in others))
-    return [
-        ["rung", "this library takes", *columns],
-        *([rung, ours, *map(others.get, columns)] for rung, ours, others in rows),
-    ]
+    counts = Counter(name for *_, others in rows for name in others)
+    columns = [name for name, count in counts.items() if 2 * count >= len(rows)]
+    header, body = ["rung", "this library takes", *columns], []
+    for rung, ours, others in rows:
+        body.append([rung, ours, *(others.pop(name, None) for name in columns)])
+        if len(columns) < len(counts):
+            body[-1].append("; ".join(f"{name} {cell}" for name, cell in others.items()))
+    if len(columns) < len(counts):
+        header.append("others")
+    return [header, *body]
 
 
 def depth_table(found):
