@@ -212,7 +212,7 @@ def draw(folder):
     folder = Path(folder)
     folder.mkdir(exist_ok=True)
     with pytensor.config.change_flags(mode="FAST_COMPILE", cxx=""):
-        for name in ("rosenbrock", "quadratic", "regression"):
+        for name in ("quadratic", "regression"):
             run_demo(name, progress=False).figure().savefig(folder / f"{name}.png")
         plots.decay_coefficients().savefig(folder / "decay_coefficients.png")
         update_ratios().savefig(folder / "update_ratios.png")
