@@ -24,7 +24,7 @@ from downhill_rms.watching import Values
 if TYPE_CHECKING:
     from downhill_rms.sweeping import Sweep
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"
 
 # Modules that users import by one short name, and the rooms where they stand.
 SHORT_NAMES = {

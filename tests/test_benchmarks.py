@@ -44,7 +44,7 @@ def test_the_table():
     figures = {"ours:tiered": [1.0, 3.0, 2.0], "optax:scan": [2.0, 6.0, 4.0]}
     assert table({"rungs": {"I first empty": entry(figures)}}) == [
         ["rung", "this library takes", "optax (100 updates a call)"],
-        ["I: a rung", "2.0 us (tiered)", "2.00 (2.00 to 2.00)"],
+        ["I: a rung", "2.00 us (tiered)", "2.00 (2.00 to 2.00)"],
     ]
 
 
@@ -52,10 +52,42 @@ def test_a_table_has_a_column_for_each_contestant():
     figures = {"ours": [1.0, 2.0, 4.0], "torch": [3.0, 6.0, 12.0]}
     both = figures | {"optax": [1.0, 2.0, 4.0]}
     assert table({"rungs": {"A": entry(figures), "B": entry(both)}}) == [
-        ["rung", "this library takes", "torch", "optax"],
-        ["A: a rung", "2.0 us", "3.00 (3.00 to 3.00)", None],
-        ["B: a rung", "2.0 us", "3.00 (3.00 to 3.00)", "1.00 (1.00 to 1.00)"],
+        ["rung", "this library takes", "PyTorch", "optax"],
+        ["A: a rung", "2.00 us", "3.00 (3.00 to 3.00)", None],
+        ["B: a rung", "2.00 us", "3.00 (3.00 to 3.00)", "1.00 (1.00 to 1.00)"],
     ]
+
+
+def test_contestants_of_few_rungs_share_a_column():
+    pair = {"ours": [1.0], "torch": [3.0]}
+    rungs = dict.fromkeys("AB", entry(pair)) | {"H": entry(pair | {"sklearn": [2.0]})}
+    assert table({"rungs": rungs}) == [
+        ["rung", "this library takes", "PyTorch", "others"],
+        ["A: a rung", "1.00 us", "3.00 (3.00 to 3.00)", ""],
+        ["B: a rung", "1.00 us", "3.00 (3.00 to 3.00)", ""],
+        ["H: a rung", "1.00 us", "3.00 (3.00 to 3.00)", "scikit-learn 2.00 (2.00 to 2.00)"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("figure", "unit", "shown"),
+    [
+        (16.61, "us an update", "16.6 us"),
+        (501.2, "us an update", "501 us"),
+        (10_490.8, "us an update", "10.5 ms"),
+        (203_526.7, "us an update", "204 ms"),
+        (1.234, "s", "1.23 s"),
+        (2525.4, "MB", "2,525 MB"),
+    ],
+)
+def test_figures_have_three_digits(figure, unit, shown):
+    found = {"A": entry({"ours": [figure]}) | {"unit": unit}}
+    assert table({"rungs": found})[1][1] == shown
+
+
+def test_this_library_beside_itself_is_told_apart():
+    found = {"I first empty": entry({"ours:tiered": [1.0], "ours": [7.5]})}
+    assert table({"rungs": found})[0][2] == "this library (compiled first)"
 
 
 def test_the_table_of_what_compiling_takes():

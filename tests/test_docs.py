@@ -139,6 +139,13 @@ SEARCHED = {
     "save": {"trained_model"},
     "early stopping": {"guide"},
     "learning rate": {"guide"},
+    "cosine": {"guide"},
+    "accuracy": {"guide"},
+    "softmax": {"gallery/digits"},
+    "Keras": {"from_keras"},
+    "optax": {"from_optax"},
+    "PyTorch": {"from_torch"},
+    "Theano": {"from_downhill"},
     "DataFrame": {"guide"},
     "GPU": {"guide"},
     "LSTM": {"recurrent"},
@@ -191,6 +198,29 @@ def test_the_site_is_whole_found_in_and_alone(tmp_path):
         assert not re.findall(r"<(?:script|img)[^>]* src=\"https?:[^\"]*", text), page
         assert not re.findall(r"<link[^>]* rel=\"stylesheet\"[^>]* href=\"https?:", text), page
     assert "<math " in (site / "mathematics.html").read_text(encoding="utf-8")
+
+
+def test_charts_show_what_the_tables_hold(monkeypatch):
+    pytest.importorskip("sphinx_gallery", reason="the extra docs is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    pictures = importlib.import_module("pictures")
+    _, by_units = pictures.recurrent().axes[1:]
+    assert by_units.get_xlabel() == "units"
+    assert by_units.lines[1].get_xydata().tolist() == [[32, 1.21], [128, 1.65], [512, 1.56]]
+    wide = pictures.devices().axes[1]
+    assert wide.lines[0].get_xydata().tolist() == [[1, 15.1], [2, 22.0], [4, 38.0]]
+    deep = pictures.depth().axes[0]
+    assert [line.get_xdata().tolist() for line in deep.lines[::2]] == [
+        [2, 5, 10, 20, 50],
+        [2, 5, 10, 20],
+    ]
+
+
+def test_the_release_is_the_same_everywhere():
+    """The version is that of the package; what people cite and read beside it agrees."""
+    cited = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    released = re.search(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert [*cited, released[1]] == [downhill_rms.__version__] * 2
 
 
 MODULES = [

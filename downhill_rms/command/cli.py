@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from downhill_rms import __version__
 from downhill_rms.command.check import check as check_problem
 from downhill_rms.command.comparison import compare as compare_runs
 from downhill_rms.command.comparison import differing_number, only_runs
@@ -61,7 +62,7 @@ Command = Callable[..., Any]
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="downhill_rms", prog_name="downhill-rms")
+@click.version_option(__version__, prog_name="downhill-rms")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 def main(debug: bool) -> None:
     """Minimise symbolic PyTensor losses by minibatch RMSProp."""

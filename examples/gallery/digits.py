@@ -2,6 +2,10 @@
 Handwritten digits
 ==================
 
+.. index::
+   single: softmax
+   single: classification
+
 A softmax network with one hidden layer recognises the 1,797 images of 8 x 8 pixels that come with
 scikit-learn. Accuracy is monitored, and decides which parameters are the best.
 """

@@ -2,6 +2,9 @@
 First steps
 ===========
 
+.. index::
+   single: regression
+
 A line is fitted to noisy data: a loss, the parameters that it depends on, and one call.
 """
 

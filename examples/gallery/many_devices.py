@@ -21,7 +21,7 @@ import downhill_rms as dr
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(640, 10))
-Y = np.sin(X @ rng.normal(size=10))
+Y = np.sin(X @ rng.normal(size=10) / 3)
 start = rng.normal(size=(10, 16)) / 3
 
 x, y = pt.matrix("x"), pt.vector("y")
@@ -34,9 +34,14 @@ def train(devices):
     loss = pt.sqr(pt.tanh(x @ w) @ v - y).mean()
     trainer = dr.Trainer(loss, inputs=[x, y], mode="JAX", devices=devices)
     trainer.minimize(
-        [X[:512], Y[:512]], [X[512:], Y[512:]], batch_size=64, seed=0, learning_rate=0.01,
-        max_epochs=20, validate_every=1,
-    )  # fmt: skip
+        [X[:512], Y[:512]],
+        [X[512:], Y[512:]],
+        batch_size=64,
+        seed=0,
+        learning_rate=0.01,
+        max_epochs=20,
+        validate_every=1,
+    )
     return trainer
 
 

@@ -30,7 +30,7 @@ loss = err.mean() + abs(u).mean() + (v * v).mean()
 y = np.dot(rand(A, K), rand(K, B)) + rand(A, B)
 
 # %%
-# One call, as it was; ``mode`` is new, and could be left out.
+# One call, as it was.
 downhill.minimize(
     loss=loss,
     train=[y],

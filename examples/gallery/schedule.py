@@ -42,9 +42,15 @@ for name, rate in rates.items():
     w.set_value(np.zeros(10))
     trainer = dr.Trainer(loss, inputs=[x, y])
     trainer.minimize(
-        [X, Y], [X, Y], validate_every=1, patience=np.inf, max_updates=UPDATES, seed=0,
-        learning_rate=rate, restore_best=False,
-    )  # fmt: skip
+        [X, Y],
+        [X, Y],
+        validate_every=1,
+        patience=np.inf,
+        max_updates=UPDATES,
+        seed=0,
+        learning_rate=rate,
+        restore_best=False,
+    )
     distance = [record.valid["loss"] - best for record in trainer.history]
     updates = [record.updates for record in trainer.history]
     above.semilogy(updates, distance, label=name)

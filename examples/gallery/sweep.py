@@ -31,9 +31,15 @@ trainer = dr.Trainer(pt.sqr(pt.tanh(x @ w) @ v - y).mean(), inputs=[x, y])
 # %%
 # Six learning rates times three seeds: eighteen runs. What is a list is tried.
 found = trainer.sweep(
-    [X[:300], Y[:300]], [X[300:], Y[300:]], learning_rate=np.geomspace(1e-4, 0.3, 6).tolist(),
-    seeds=3, start=start, seed=0, max_epochs=15, validate_every=1,
-)  # fmt: skip
+    [X[:300], Y[:300]],
+    [X[300:], Y[300:]],
+    learning_rate=np.geomspace(1e-4, 0.3, 6).tolist(),
+    seeds=3,
+    start=start,
+    seed=0,
+    max_epochs=15,
+    validate_every=1,
+)
 for row in found.summary():
     print(f"{row['learning_rate']:<8.2g} {row['mean loss']:.3f} +- {row['spread']:.3f}")
 
