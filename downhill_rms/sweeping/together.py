@@ -7,7 +7,6 @@ loop: the first that asks for an update has it made for all, and the others are 
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +79,7 @@ class Together:
         numbers = [steps.state.numbers[name] for name in varying]
         held = dict.fromkeys([*changed, *numbers, steps.state.update_count])
         self.wide = {variable: _with_axis(variable) for variable in held}
-        self._storages = [wide.container.storage for wide in self.wide.values()]
+        self._storages = [variable.container.storage for variable in self.wide]
         self._averages = steps.state.averages() if given.average else {}
         self._parameters = steps.parameters.variables
         new = [v.type.filter_variable(value) for v, value in updates]
@@ -135,7 +134,7 @@ class Together:
         self.rows = {member.name: row for row, member in enumerate(members)}
         self.length: int | None = None  # of the stacks
         self._left: set[str] = set()
-        self._views: dict[str, Views] = {}
+        self._look_again()
         self._done = 0  # stacks
         self._records: dict[int, Record] = {}
         self._evaluated: tuple[int, np.ndarray, dict[int, Any]] | None = None
@@ -146,35 +145,36 @@ class Together:
         for wide in self.wide.values():
             storage = wide.container.storage
             storage[0] = np.array(np.asarray(storage[0])[:1])
-        self._records, self._evaluated, self._views = {}, None, {}
+        self._records, self._evaluated = {}, None
+        self._look_again()
+
+    def _look_again(self) -> None:
+        """Forget the runs' parts of arrays that may have been replaced."""
+        self._arrays = [np.asarray(wide.container.storage[0]) for wide in self.wide.values()]
+        self._views: dict[str, Views] = {}
 
     def views(self, whose: str) -> Views:
         """The variables of one run, which look at the run's part of the wide ones.
 
         They are the same object as before for as long as the wide arrays are.
         """
-        arrays = [storage[0] for storage in self._storages]
-        known = self._views.get(whose)
-        if known is None or any(map(operator.is_not, arrays, known.arrays)):
+        if whose not in self._views:
             row = self.rows[whose]
-            rows = [np.asarray(array)[row, ...] for array in arrays]
-            triples = [
-                (variable, variable.container.storage, view)
-                for variable, view in zip(self.wide, rows, strict=True)
-            ]
-            known = self._views[whose] = Views(arrays, triples)
-        return known
+            self._views[whose] = Views([array[row, ...] for array in self._arrays], self._storages)
+        return self._views[whose]
 
     def set_row(self, whose: str, variable: Any, value: Any) -> None:
         """Give a variable of one run another value."""
         storage = self.wide[variable].container.storage
         if not (isinstance(storage[0], np.ndarray) and storage[0].flags.writeable):
             storage[0] = np.array(storage[0])  # JAX's cannot be written to
+            self._look_again()
         storage[0][self.rows[whose], ...] = value
 
     def leave(self, whose: str, number: int) -> dict[Any, np.ndarray]:
         """Let a run go that has been handed so many stacks; its values."""
-        values = {variable: np.array(view) for variable, _, view in self.views(whose).rows}
+        rows = self.views(whose).rows
+        values = {v: np.array(view) for v, view in zip(self.wide, rows, strict=True)}
         self._left.add(whose)
         del self._views[whose]
         for later in [n for n in self._records if n >= number]:
@@ -192,7 +192,7 @@ class Together:
             storage[0] = np.ascontiguousarray(np.asarray(storage[0])[rows])
         self.rows = {whose: row for row, whose in enumerate(kept)}
         self._left.clear()
-        self._views.clear()
+        self._look_again()
 
     def update(self, whose: str, number: int, stack: Batch) -> list[np.ndarray]:
         """The outputs of one run for the ``number``-th stack of minibatches, one for each.
@@ -209,6 +209,7 @@ class Together:
         if number == self._done:
             self._compact()
             outputs = self._call(stack)
+            self._look_again()
             self._records[number] = Record(outputs, dict(self.rows), len(self.rows))
             self._done += 1
         record = self._records[number]
@@ -284,19 +285,19 @@ class Views:
 
     Attributes
     ----------
-    arrays : list of ndarray
-        The values of all runs that are looked at.
-    rows : list of (SharedVariable, list, ndarray)
-        Each variable, its storage, and the run's part.
+    rows : list of ndarray
+        The run's part of each wide variable.
+    storages : list of list
+        Where the variables of one run hold theirs.
     """
 
-    arrays: list[Any]
-    rows: list[tuple[Any, list[Any], np.ndarray]]
+    rows: list[np.ndarray]
+    storages: list[list[Any]]
 
     def show(self) -> None:
         """Put them in place."""
-        for _, storage, view in self.rows:
-            storage[0] = view
+        for storage, row in zip(self.storages, self.rows, strict=True):
+            storage[0] = row
 
 
 @dataclass
@@ -421,9 +422,10 @@ class MemberTogether(Member):
         if self._has_left:
             super().take()
             return
-        for variable, storage, view in self.together.views(self.name).rows:
-            value = storage[0]
-            if value is not view and not np.may_share_memory(value, view):
+        rows = self.together.views(self.name).rows
+        for variable, row in zip(self.together.wide, rows, strict=True):
+            value = variable.container.storage[0]
+            if value is not row and not np.may_share_memory(value, row):
                 self.together.set_row(self.name, variable, value)
         self.values = {v: v.container.storage[0] for v in self._own}
         if self.loop.stop_reason is not None:
