@@ -168,6 +168,19 @@ def devices():
     return curves(panels)
 
 
+def runs():
+    """Runs of the smallest network, as ``python -m tests.benchmarks.sweep`` measured them."""
+    rows = [row for row in rows_of("sweeps.csv") if row["network"] == "5-1"]
+    named = {
+        label: {int(row["runs"]): numbers(row[column]) for row in rows}
+        for label, column in (
+            ("downhill_rms", "together, us"),
+            ("optax", "optax, a minibatch a call, us"),
+        )
+    }
+    return curves([("runs", "us for one run's update", named)], columns=1)
+
+
 def ratios():
     """The others' figures by ours, with quartiles, as ``tests.benchmarks.table`` wrote them."""
     rows = rows_of("zen4.csv")
@@ -216,5 +229,5 @@ def draw(folder):
             run_demo(name, progress=False).figure().savefig(folder / f"{name}.png")
         plots.decay_coefficients().savefig(folder / "decay_coefficients.png")
         update_ratios().savefig(folder / "update_ratios.png")
-        for chart in (growth, depth, recurrent, devices, ratios):
+        for chart in (growth, depth, recurrent, devices, runs, ratios):
             chart().savefig(folder / f"{chart.__name__}.png", dpi=DOTS)

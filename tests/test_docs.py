@@ -209,6 +209,8 @@ def test_charts_show_what_the_tables_hold(monkeypatch):
     assert by_units.lines[1].get_xydata().tolist() == [[32, 1.21], [128, 1.65], [512, 1.56]]
     wide = pictures.devices().axes[1]
     assert wide.lines[0].get_xydata().tolist() == [[1, 15.1], [2, 22.0], [4, 38.0]]
+    many = pictures.runs().axes[0]
+    assert many.lines[0].get_xydata().tolist() == [[1, 25.2], [8, 2.24], [32, 1.75]]
     deep = pictures.depth().axes[0]
     assert [line.get_xdata().tolist() for line in deep.lines[::2]] == [
         [2, 5, 10, 20, 50],
