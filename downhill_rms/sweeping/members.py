@@ -16,8 +16,7 @@ from downhill_rms.compiling import is_jax
 from downhill_rms.rule import STARTED, Hyperparameters
 from downhill_rms.saving import Checkpoint, read_checkpoint
 from downhill_rms.sweeping.ranges import Settings, Start
-from downhill_rms.training import Best, Divergence, Loop, Steps, StopReason
-from downhill_rms.training.placement import Placement
+from downhill_rms.training import Best, Divergence, Loop, Placement, Steps, StopReason
 from downhill_rms.training.signals import SharedSignals, StopSignals
 from downhill_rms.watching import History, RunDirectory, Values
 

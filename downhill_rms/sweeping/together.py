@@ -151,17 +151,19 @@ class Together:
     def _look_again(self) -> None:
         """Forget the runs' parts of arrays that may have been replaced."""
         self._arrays = [np.asarray(wide.container.storage[0]) for wide in self.wide.values()]
-        self._views: dict[str, Views] = {}
+        self._parts: dict[str, list[np.ndarray]] = {}
 
-    def views(self, whose: str) -> Views:
-        """The variables of one run, which look at the run's part of the wide ones.
-
-        They are the same object as before for as long as the wide arrays are.
-        """
-        if whose not in self._views:
+    def parts(self, whose: str) -> list[np.ndarray]:
+        """A run's part of each wide variable; not copies."""
+        if whose not in self._parts:
             row = self.rows[whose]
-            self._views[whose] = Views([array[row, ...] for array in self._arrays], self._storages)
-        return self._views[whose]
+            self._parts[whose] = [array[row, ...] for array in self._arrays]
+        return self._parts[whose]
+
+    def show(self, whose: str) -> None:
+        """Have the variables of one run hold its parts."""
+        for storage, part in zip(self._storages, self.parts(whose), strict=True):
+            storage[0] = part
 
     def set_row(self, whose: str, variable: Any, value: Any) -> None:
         """Give a variable of one run another value."""
@@ -173,10 +175,9 @@ class Together:
 
     def leave(self, whose: str, number: int) -> dict[Any, np.ndarray]:
         """Let a run go that has been handed so many stacks; its values."""
-        rows = self.views(whose).rows
-        values = {v: np.array(view) for v, view in zip(self.wide, rows, strict=True)}
+        values = {v: np.array(part) for v, part in zip(self.wide, self.parts(whose), strict=True)}
         self._left.add(whose)
-        del self._views[whose]
+        del self._parts[whose]
         for later in [n for n in self._records if n >= number]:
             self._hand_over(later)
         return values
@@ -279,27 +280,6 @@ class Together:
         return self._due[1]
 
 
-@dataclass(frozen=True)
-class Views:
-    """What the variables hold for one run.
-
-    Attributes
-    ----------
-    rows : list of ndarray
-        The run's part of each wide variable.
-    storages : list of list
-        Where the variables of one run hold theirs.
-    """
-
-    rows: list[np.ndarray]
-    storages: list[list[Any]]
-
-    def show(self) -> None:
-        """Put them in place."""
-        for storage, row in zip(self.storages, self.rows, strict=True):
-            storage[0] = row
-
-
 @dataclass
 class Record:
     """What a stack of minibatches gave.
@@ -325,13 +305,12 @@ class StepsTogether(Steps):
     together: Together
     number: int  # stacks so far
     whose: str
-    _seen: Views | None  # what the variables hold
 
     @classmethod
     def of(cls, steps: Steps, together: Together, whose: str) -> StepsTogether:
         """The same steps, made for all runs at once."""
         new = cls.__new__(cls)
-        vars(new).update(vars(steps), together=together, number=0, whose=whose, _seen=None)
+        vars(new).update(vars(steps), together=together, number=0, whose=whose)
         return new
 
     def use(self, keywords: Mapping[str, Any], updates_per_call: int | None = None) -> None:
@@ -343,22 +322,11 @@ class StepsTogether(Steps):
         self.hyperparameters = new
         self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
 
-    def look(self) -> None:
-        """Have the variables hold this run's values."""
-        views = self.together.views(self.whose)
-        if views is not self._seen:
-            views.show()
-            self._seen = views
-
-    def forget(self) -> None:
-        """The variables hold another run's values from now on."""
-        self._seen = None
-
     def update(self, batch: Batch) -> list[Any]:
         """The outputs of updates that are made for all runs."""
         outputs = self.together.update(self.whose, self.number, batch)
         self.number += 1
-        self.look()
+        self.together.show(self.whose)
         if self.update_count == 0:
             first = self._of_stack(batch, 0)
             self.refuse_infinite(outputs[0][0], first, "the first training batch")
@@ -414,18 +382,17 @@ class MemberTogether(Member):
         """Have the variables hold this run's values."""
         super().put()
         if not self._has_left:
-            self.steps.forget()
-            self.steps.look()
+            self.together.show(self.name)
 
     def take(self) -> None:
         """Take note of values that were set meanwhile: updates are where they belong."""
         if self._has_left:
             super().take()
             return
-        rows = self.together.views(self.name).rows
-        for variable, row in zip(self.together.wide, rows, strict=True):
+        parts = self.together.parts(self.name)
+        for variable, part in zip(self.together.wide, parts, strict=True):
             value = variable.container.storage[0]
-            if value is not row and not np.may_share_memory(value, row):
+            if value is not part and not np.may_share_memory(value, part):
                 self.together.set_row(self.name, variable, value)
         self.values = {v: v.container.storage[0] for v in self._own}
         if self.loop.stop_reason is not None:
