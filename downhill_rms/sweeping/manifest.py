@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -158,10 +159,15 @@ class Manifest:
         self.content["halved"].append([epoch, list(names)])
         self._write()
 
+    def leaves_at(self, name: str) -> float:
+        """The epoch at which a run is halved away, as far as that has been decided."""
+        return next((e for e, names in self.content["halved"] if name in names), math.inf)
+
     def ended(self, name: str) -> str | None:
-        """Why a run ended, as far as the files know."""
-        if any(name in names for _, names in self.content["halved"]):
-            return "halved"
+        """Why a run ended, as far as the files know.
+
+        One that was to leave when the sweep was killed may not have saved what it came to.
+        """
         reason: str | None = RunDirectory(self.path / name).read_result().get("stop_reason")
         return reason
 

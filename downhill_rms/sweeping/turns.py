@@ -57,6 +57,9 @@ class Turns:
                     self._keep_or_drop(member)
             self._each(list(self.live))
             while self.live and not self._ends():
+                if again := self._halved_before():
+                    self._leave(again, StopReason.HALVED)
+                    continue
                 epoch = min(member.loop.epoch_count for member in self.live)
                 if self._is_time_to_halve(epoch):
                     self._halve(epoch)
@@ -85,6 +88,13 @@ class Turns:
             self.bar.show()
             if self.signals.received is not None:
                 return
+
+    def _halved_before(self) -> list[Member]:
+        """Runs of which it was decided, before the sweep was killed, that they leave here."""
+        manifest = self.manifest
+        if manifest is None:
+            return []
+        return [m for m in self.live if m.loop.epoch_count >= manifest.leaves_at(m.name)]
 
     def _is_time_to_halve(self, epoch: int) -> bool:
         every = self.halve_every

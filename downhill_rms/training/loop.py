@@ -131,11 +131,11 @@ class Loop:
             signals.install()
             ending = self._begin(run)
             run.began = True
-            if self.waits:
+            if self.waits and ending is None:  # one that had come to its end has no turn left
                 signals.remove()
                 yield {}, run.latest
                 signals.install()
-                ending = ending or interruption(signals)
+                ending = interruption(signals)
             while ending is None:
                 ending = self._epoch(run, signals)
                 if ending is StopReason.DIVERGED and self._roll_back(run):

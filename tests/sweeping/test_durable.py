@@ -62,6 +62,13 @@ def assert_same(found, expected):
     assert_same_state(found.state, expected.state)
 
 
+def run_in_python(program):
+    """The exit code of a process of its own."""
+    flags = ",".join(filter(None, [os.environ.get("PYTENSOR_FLAGS"), "cxx=,mode=FAST_COMPILE"]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTENSOR_FLAGS": flags}
+    return subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode
+
+
 def test_each_run_leaves_a_run_directory(tmp_path):
     found = regression().sweep(TRAIN, VALID, run_directory=tmp_path / "s", **GIVEN)
     for run in found.runs:
@@ -107,14 +114,64 @@ loop.Loop._record = killed
 given = {{"learning_rate": [1e-3, 0.1, 10.0], "seeds": 2, "start": start, **OPTIONS}}
 regression().sweep(TRAIN, VALID, how={how!r}, run_directory={str(tmp_path / "s")!r}, **given)
 """
-    flags = ",".join(filter(None, [os.environ.get("PYTENSOR_FLAGS"), "cxx=,mode=FAST_COMPILE"]))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTENSOR_FLAGS": flags}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
-    assert done.returncode == -signal.SIGKILL
+    assert run_in_python(program) == -signal.SIGKILL
     given = {**GIVEN, "learning_rate": [1e-3, 0.1, 10.0], "how": how}
     expected = regression().sweep(TRAIN, VALID, **given)
     given |= {"run_directory": tmp_path / "s", "resume": True}
     assert_same(regression().sweep(TRAIN, VALID, **given), expected)
+
+
+@pytest.mark.parametrize("how", ["in turns", "together"])
+@pytest.mark.parametrize("closed", [0, 1])
+def test_a_sweep_that_was_killed_while_runs_are_halved_goes_on_bit_for_bit(tmp_path, how, closed):
+    """It is written down which runs leave, and not all of them have saved what they came to."""
+    program = f"""
+import os, signal
+from downhill_rms.sweeping import members
+from tests.sweeping.models import *
+close, left = members.Member.close, [{closed}]
+def killed(self, reason=None):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    close(self, reason)
+members.Member.close = killed
+given = {{"learning_rate": [1e-3, 0.01, 0.1], "seeds": 2, "start": start, **OPTIONS}}
+given |= {{"how": {how!r}, "halve_every": 2, "run_directory": {str(tmp_path / "s")!r}}}
+regression().sweep(TRAIN, VALID, **given)
+"""
+    assert run_in_python(program) == -signal.SIGKILL
+    given = {**GIVEN, "learning_rate": [1e-3, 0.01, 0.1], "how": how, "halve_every": 2}
+    expected = regression().sweep(TRAIN, VALID, **given)
+    found = regression().sweep(TRAIN, VALID, run_directory=tmp_path / "s", resume=True, **given)
+    assert StopReason.HALVED in {run.stop_reason for run in expected.runs}
+    assert_same(found, expected)
+
+
+def test_runs_that_had_come_to_their_end_are_not_halved_for_that(tmp_path):
+    """The sweep was killed when they had saved their last epoch, at which halving would be due."""
+    program = f"""
+import os, signal
+from downhill_rms.training import loop
+from tests.sweeping.models import *
+put_back, left = loop.Loop._put_back_best, [2]
+def killed(self, run, reason):
+    left[0] -= self.epoch_count == 4
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put_back(self, run, reason)
+loop.Loop._put_back_best = killed
+given = {{**OPTIONS, "max_epochs": 4, "patience": 9, "halve_every": 2}}
+given |= {{"learning_rate": [1e-3, 0.01], "seeds": 2, "start": start}}
+regression().sweep(TRAIN, VALID, run_directory={str(tmp_path / "s")!r}, **given)
+"""
+    assert run_in_python(program) == -signal.SIGKILL
+    given = {**GIVEN, "learning_rate": [1e-3, 0.01], "max_epochs": 4, "patience": 9}
+    given["halve_every"] = 2
+    expected = regression().sweep(TRAIN, VALID, **given)
+    found = regression().sweep(TRAIN, VALID, run_directory=tmp_path / "s", resume=True, **given)
+    assert [run.stop_reason for run in expected.runs].count(StopReason.MAX_EPOCHS) == 2
+    assert_same(found, expected)
 
 
 def test_halved_runs_stay_halved(tmp_path):
