@@ -1,7 +1,7 @@
 """Run the tests on several versions of PyTensor, each in an environment of its own.
 
-Run ``python -m tests.versions`` for the tests of the backends, with ``--all`` for the suite, of its
-slow tests those that depend on a version, and with versions as arguments for these alone.
+Run ``python -m tests.versions`` for the tests of the backends, with ``--all`` for the suite and the
+slow tests of several processes and of PyMC, and with versions as arguments for these alone.
 ``--environments DIRECTORY`` keeps environments and compiled code there for the next time. A version
 for which this machine has no Python is skipped, and a line says why.
 """
@@ -38,10 +38,9 @@ BACKEND_TESTS = [
     *("tests/compiling/test_columns.py", "tests/compiling/test_products.py"),
     *("tests/compiling/test_threads.py", "tests/compiling/test_tiledloops.py"),
     *("tests/compiling/test_productupdates.py", "tests/compiling/test_jaxlinker.py"),
-    "tests/parallel/test_mesh.py",
 ]
-# The slow tests besides that what is installed beside PyTensor may change.
-SLOW_TESTS = [*BACKEND_TESTS, "tests/parallel", "tests/pymc"]
+# The slow tests whose end depends on what is installed beside PyTensor: JAX and PyMC.
+SLOW_TESTS = ["tests/parallel", "tests/pymc"]
 NEEDED = ("hypothesis", "jax", "pytest", "pytest-xdist")
 
 
@@ -72,7 +71,7 @@ def make_environment(python: str, version: str, directory: Path, extras: bool) -
     return inside
 
 
-def run_tests(python: Path, cache: Path, tests: list[str], marks: str = "") -> int:
+def run_tests(python: Path, cache: Path, tests: list[str], marks: str = "not slow") -> int:
     """The exit status of pytest for tests of some marks, with compiled code kept in ``cache``."""
     flags = ",".join(filter(None, [os.environ.get("PYTENSOR_FLAGS"), f"base_compiledir={cache}"]))
     command = [
@@ -119,7 +118,7 @@ def _one(version: str, home: Path, everything: bool) -> str:
     inside = make_environment(python, version, home / f"pytensor-{version}", everything)
     cache = home / f"cache-{version}"
     if everything:
-        status = run_tests(inside, cache, [], "not slow")
+        status = run_tests(inside, cache, [])
         status = run_tests(inside, cache, SLOW_TESTS, "slow") or status
     else:
         status = run_tests(inside, cache, BACKEND_TESTS)

@@ -138,6 +138,7 @@ def encoder(layers):
 
 # PyTensor 3.3 would make one loop of more of these plain updates than it can.
 @pytest.mark.filterwarnings("ignore:Loop fusion failed:UserWarning")
+@pytest.mark.slow
 def test_layers_with_residual_connections_are_no_more_functions_either():
     """What flows back through them was a sum of other length in each, and in another order."""
     few, many = (len(set(encoder(layers).dispatchers)) for layers in (4, 8))

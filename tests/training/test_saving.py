@@ -385,12 +385,13 @@ def test_a_nan_never_enters_a_checkpoint(mode, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "problem"), [("kill", "regression"), ("interrupt", "regression"), ("kill", "text")]
+    ("how", "problem", "trials"),
+    [("kill", "regression", 3), ("interrupt", "regression", 3), ("kill", "text", 1)],
 )
-def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, problem, tmp_path):
+def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, problem, trials, tmp_path):
     """The short form of tests/reliability/kill.py."""
-    command = [sys.executable, "-m", "tests.reliability.kill", "--trials", "3", "--how", how]
-    command += ["--problem", problem]
+    command = [sys.executable, "-m", "tests.reliability.kill", "--how", how]
+    command += ["--problem", problem, "--trials", str(trials)]
     result = subprocess.run(
         [*command, "--directory", str(tmp_path)],
         cwd=ROOT,
@@ -400,7 +401,7 @@ def test_real_processes_that_are_stopped_go_on_bit_for_bit(how, problem, tmp_pat
         timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "3 of 3" in result.stdout
+    assert f"{trials} of {trials}" in result.stdout
 
 
 def test_a_signal_in_every_phase():
