@@ -214,6 +214,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     random.seed(options.seed)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     identical = stops = 0
     with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         unbroken = Path(folder) / "unbroken"
@@ -232,7 +233,7 @@ def main():
         f"{options.how}, {options.mode}: {identical} of {options.trials} bit-identical "
         f"after {stops} stops, runs of {seconds:.2f} s"
     )
-    sys.exit(identical < options.trials)
+    sys.exit(identical < options.trials or not stops)  # nothing was tried without a stop
 
 
 if __name__ == "__main__":
