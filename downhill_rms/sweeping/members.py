@@ -189,7 +189,8 @@ class Member:
             self.take()
         if reason is not None and not ended_itself:
             self.loop.stop_reason = reason
-            if self.directory is not None:
+            has_begun = self.loop.run is not None  # or else it has left no directory to write in
+            if self.directory is not None and has_begun:
                 result = {"stop_reason": reason, "updates": self.steps.update_count}
                 self.directory.write_result(result)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downhill_rms import StopReason, loguniform
+from downhill_rms import Dataset, StopReason, loguniform
 from downhill_rms.sweeping import SweepDirectoryError
 from downhill_rms.training import recording
 from downhill_rms.watching import RunDirectory
@@ -256,3 +256,20 @@ def test_ctrl_c_ends_all_runs_with_their_states(tmp_path):
     assert StopReason.INTERRUPTED in reasons
     assert reasons <= {StopReason.INTERRUPTED, StopReason.DIVERGED}
     assert_same(regression().sweep(TRAIN, VALID, resume=True, **given), expected)
+
+
+def test_ctrl_c_in_the_first_turn_ends_runs_that_have_not_begun(tmp_path):
+    sent = []
+
+    def interrupted():
+        if not sent:
+            sent.append(os.kill(os.getpid(), signal.SIGINT))
+        return VALID
+
+    data = TRAIN, Dataset(interrupted, iteration_size=1)
+    given = {**GIVEN, "run_directory": tmp_path / "s"}
+    found = regression().sweep(*data, **given)
+    assert {run.stop_reason for run in found.runs} == {StopReason.INTERRUPTED}
+    assert [run.best is None for run in found.runs] == [False] + 5 * [True]
+    resumed = regression().sweep(*data, resume=True, **given)
+    assert_same(resumed, regression().sweep(*data, **GIVEN))
