@@ -17,9 +17,17 @@ from downhill_rms.rule import check_path
 from downhill_rms.saving import Checkpoint
 from downhill_rms.sweeping.members import as_json, same_json
 from downhill_rms.sweeping.ranges import Range, Settings, as_values, is_tried
+from downhill_rms.training import StopReason
 from downhill_rms.watching import RunDirectory
 
 FORMAT = 1
+# How a run ended that had not come to its end.
+UNFINISHED = (
+    StopReason.INTERRUPTED,
+    StopReason.TERMINATED,
+    StopReason.ABANDONED,
+    StopReason.ERROR,
+)
 
 
 class SweepDirectoryError(ValueError):
@@ -185,7 +193,8 @@ def align(paths: Sequence[Path]) -> None:
     """
     checkpoints = [Checkpoint(RunDirectory(path).checkpoints_path) for path in paths]
     steps = [{_update_of(path): path for path in c.steps()} for c in checkpoints]
-    ended = [bool(RunDirectory(path).read_result()) for path in paths]
+    reasons = [RunDirectory(path).read_result().get("stop_reason") for path in paths]
+    ended = [reason is not None and reason not in UNFINISHED for reason in reasons]
 
     def fits(update: int) -> bool:
         return all(

@@ -173,7 +173,10 @@ class Member:
 
     def heeds(self, signals: StopSignals) -> None:
         """End at what one takes note of for all runs."""
-        self.steps.placement = Shared(signals)
+        self.steps.placement = Shared(SharedSignals(signals))
+
+    def catch_up(self) -> None:
+        """Come to where the run can be left without losing what was computed for it."""
 
     def starts_clock(self) -> None:
         """Count the seconds of the run from now on."""
@@ -239,16 +242,16 @@ class Shared(Placement):
 
     Parameters
     ----------
-    signals : StopSignals
+    signals : SharedSignals
         What takes note of signals for all of them.
     """
 
-    def __init__(self, signals: StopSignals) -> None:
+    def __init__(self, signals: SharedSignals) -> None:
         self._signals = signals
 
     def signals(self) -> StopSignals:
         """What is installed for all runs."""
-        return SharedSignals(self._signals)
+        return self._signals
 
 
 def copied(value: Any) -> Any:

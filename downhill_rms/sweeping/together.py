@@ -25,9 +25,10 @@ from downhill_rms.compiling import stack_steps
 from downhill_rms.data import Batch, BoundDataset
 from downhill_rms.rule import Hyperparameters, label, variables_in_order
 from downhill_rms.saving import Checkpoint
-from downhill_rms.sweeping.members import Member
+from downhill_rms.sweeping.members import Member, Shared
 from downhill_rms.sweeping.minibatches import SharedDataset, stack_length
 from downhill_rms.training import Loop, Run, Steps
+from downhill_rms.training.signals import SharedSignals, StopSignals
 from downhill_rms.watching import Values
 
 
@@ -66,6 +67,11 @@ class Together:
         The numbers in which they differ.
     updates_per_call : int
         Minibatches that a call takes.
+
+    Attributes
+    ----------
+    done : int
+        Stacks of minibatches that the values of all runs have been through.
     """
 
     def __init__(
@@ -135,7 +141,7 @@ class Together:
         self.length: int | None = None  # of the stacks
         self._left: set[str] = set()
         self._look_again()
-        self._done = 0  # stacks
+        self.done = 0
         self._records: dict[int, Record] = {}
         self._evaluated: tuple[int, np.ndarray, dict[int, Any]] | None = None
         self._due = (-1, False)
@@ -207,12 +213,12 @@ class Together:
         stack : list of ndarray
             The minibatches.
         """
-        if number == self._done:
+        if number == self.done:
             self._compact()
             outputs = self._call(stack)
             self._look_again()
             self._records[number] = Record(outputs, dict(self.rows), len(self.rows))
-            self._done += 1
+            self.done += 1
         record = self._records[number]
         row = record.rows[whose]
         self._hand_over(number)
@@ -242,8 +248,8 @@ class Together:
         self, whose: str, data: BoundDataset, epoch: int
     ) -> tuple[np.ndarray, tuple[int, Batch, float] | None]:
         """The means of one run over data, and the first batch whose loss is not finite."""
-        if self._evaluated is None or self._evaluated[0] != self._done:
-            self._evaluated = (self._done, *self._evaluate(data, epoch))
+        if self._evaluated is None or self._evaluated[0] != self.done:
+            self._evaluated = (self.done, *self._evaluate(data, epoch))
         _, means, infinite = self._evaluated
         return means[:, self.rows[whose]], infinite.get(self.rows[whose])
 
@@ -322,6 +328,11 @@ class StepsTogether(Steps):
         self.hyperparameters = new
         self.state.update_count.set_value(np.array(self.update_count, dtype="int64"))
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether the values are those after minibatches that this run has not been handed."""
+        return self.number < self.together.done
+
     def update(self, batch: Batch) -> list[Any]:
         """The outputs of updates that are made for all runs."""
         outputs = self.together.update(self.whose, self.number, batch)
@@ -352,6 +363,10 @@ class LoopTogether(Loop):
         # In the middle of an epoch the values are already those of its end.
         return run.means is None and self.steps.together.is_due(run, checkpoint)
 
+    def _save(self, run: Run) -> None:
+        if not self.steps.is_behind:  # or else the values are no state of this run
+            super()._save(run)
+
 
 class MemberTogether(Member):
     """One run among several that go together."""
@@ -377,6 +392,16 @@ class MemberTogether(Member):
         if self.together.length is None:
             self.together.length = stack_length(data)
         return self.together.length
+
+    def heeds(self, signals: StopSignals) -> None:
+        """End at what one takes note of for all runs, when this one is where the others are."""
+        shared = SharedSignals(signals, lambda: self.steps.is_behind)
+        self.steps.placement = Shared(shared)
+
+    def catch_up(self) -> None:
+        """Take note of what was computed for this run together with the others."""
+        while self.steps.is_behind and self.turn():
+            pass
 
     def put(self) -> None:
         """Have the variables hold this run's values."""

@@ -75,6 +75,8 @@ class Turns:
             (m.loop.stop_reason for m in self.members if m.loop.stop_reason in INTERRUPTIONS), None
         )
         if reason is not None:
+            for member in self.live:
+                member.catch_up()
             self._leave(list(self.live), reason)
         return reason is not None
 

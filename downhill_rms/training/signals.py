@@ -72,15 +72,17 @@ class SharedSignals(StopSignals):
     ----------
     installed : StopSignals
         What takes note.
+    is_deaf : callable, optional
+        Whether a run is told of no signal yet.
     """
 
-    def __init__(self, installed: StopSignals) -> None:
-        self._installed = installed
+    def __init__(self, installed: StopSignals, is_deaf: Callable[[], bool] = lambda: False) -> None:
+        self._installed, self._is_deaf = installed, is_deaf
 
     @property
     def received(self) -> int | None:  # type: ignore[override]
         """The first signal that came to any of the runs."""
-        return self._installed.received
+        return None if self._is_deaf() else self._installed.received
 
     def install(self) -> None:
         """Put the handlers back if a second signal has taken them away."""

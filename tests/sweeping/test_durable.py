@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from downhill_rms import Dataset, StopReason, loguniform
+from downhill_rms import Checkpoint, Dataset, StopReason, loguniform
 from downhill_rms.sweeping import SweepDirectoryError
 from downhill_rms.training import recording
+from downhill_rms.training.loop import Loop
 from downhill_rms.watching import RunDirectory
 from tests.sweeping.models import (
     OPTIONS,
@@ -241,20 +242,47 @@ def test_a_damaged_file_is_told(tmp_path):
         regression().sweep(TRAIN, VALID, run_directory=tmp_path / "s", resume=True, **GIVEN)
 
 
-def test_ctrl_c_ends_all_runs_with_their_states(tmp_path):
-    def observe(trainer):
-        def interrupt(record):
-            if record.epoch == 2:
-                os.kill(os.getpid(), signal.SIGINT)
+def after_records(monkeypatch, count, happens):
+    """Have something happen once, when so many epochs of all runs have been written down."""
+    record, left = Loop._record, [count]
 
-        return [interrupt]
+    def counted(self, *given):
+        left[0] -= 1
+        if left[0] == 0:
+            happens()
+        return record(self, *given)
 
-    expected = regression().sweep(TRAIN, VALID, **GIVEN)
-    given = {**GIVEN, "run_directory": tmp_path / "s"}
-    found = regression().sweep(TRAIN, VALID, observe=observe, **given)
-    reasons = {run.stop_reason for run in found.runs}
-    assert StopReason.INTERRUPTED in reasons
-    assert reasons <= {StopReason.INTERRUPTED, StopReason.DIVERGED}
+    monkeypatch.setattr(Loop, "_record", counted)
+
+
+@pytest.mark.parametrize("how", ["in turns", "together"])
+@pytest.mark.parametrize("epochs", [1, 3, 10])
+def test_ctrl_c_ends_all_runs_with_their_states(tmp_path, monkeypatch, how, epochs):
+    given = {**GIVEN, "learning_rate": [1e-3, 0.1, 10.0], "how": how}
+    expected = regression().sweep(TRAIN, VALID, **given)
+    given["run_directory"] = tmp_path / "s"
+    after_records(monkeypatch, epochs, lambda: os.kill(os.getpid(), signal.SIGINT))
+    found = regression().sweep(TRAIN, VALID, **given)
+    assert {run.stop_reason for run in found.runs} == {StopReason.INTERRUPTED}
+    steps = [Checkpoint(tmp_path / "s" / run.name / "checkpoints").steps() for run in found.runs]
+    if how == "together":  # they have all come to the same update, and go on from there
+        assert len({paths[-1].name for paths in steps}) == 1
+        assert steps[0][-1].name != "step-000000000.npz"
+    assert_same(regression().sweep(TRAIN, VALID, resume=True, **given), expected)
+
+
+@pytest.mark.parametrize("epochs", [1, 3, 10])
+def test_an_error_of_one_that_goes_together_with_others_loses_none(tmp_path, monkeypatch, epochs):
+    given = {**GIVEN, "learning_rate": [1e-3, 0.1, 10.0], "how": "together"}
+    expected = regression().sweep(TRAIN, VALID, **given)
+    given["run_directory"] = tmp_path / "s"
+
+    def fails():
+        raise StopError
+
+    after_records(monkeypatch, epochs, fails)
+    with pytest.raises(StopError):
+        regression().sweep(TRAIN, VALID, **given)
     assert_same(regression().sweep(TRAIN, VALID, resume=True, **given), expected)
 
 
